@@ -1,0 +1,94 @@
+# Thin on purpose: it finds a Python, makes the environment and calls book/steps/build.py. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.PHONY: help env book notebook test compare lab serve clean
+
+PROFILE ?= standard
+PROFILES := smoke standard full
+CORES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# Some shells export ENV with another meaning: only "conda" from there counts.
+ifneq ($(origin ENV),command line)
+ENV := $(if $(filter conda,$(ENV)),conda,venv)
+endif
+PORT ?= 8000
+
+ifeq ($(filter $(PROFILE),$(PROFILES)),)
+$(error Unknown PROFILE=$(PROFILE): choose one of $(PROFILES))
+endif
+ifeq ($(filter $(ENV),venv conda),)
+$(error Unknown ENV=$(ENV): choose venv or conda)
+endif
+
+ifneq ($(filter notebook,$(MAKECMDGOALS)),)
+ifeq ($(NAME),)
+$(error Say which notebook: make notebook NAME=00_how_to_read)
+endif
+endif
+
+ifeq ($(ENV),conda)
+VENV ?= .conda
+else
+VENV ?= .venv
+endif
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.prompt-memory-ready
+BUILD := $(RUN) book/steps/build.py --profile $(PROFILE) --cores $(CORES)
+STATIC := book/_build/html/index.html
+
+# A shim may exist and still not run, and a system Python may lack venv: try, do not guess.
+USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+	for q in $$(type -ap $$p); do $$q -c '$(USABLE)' 2>/dev/null && echo $$q && exit; done; done)
+# Without an NVIDIA driver the CPU wheel of torch saves gigabytes.
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+
+help: ## this list
+	@echo "make TARGET [PROFILE=smoke|standard|full] [CORES=$(CORES)] [ENV=venv|conda]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 13
+
+env: $(STAMP) ## the environment: .venv with the pins of pyproject.toml (ENV=conda: environment.yml)
+
+book: $(STAMP) ## run what changed, build the book, publish it as book/_build/html
+	@$(BUILD) --publish
+
+notebook: $(STAMP) ## execute one notebook again: NAME=01_counting (or NAME=01)
+	@$(BUILD) --notebook "$(NAME)"
+
+test: $(STAMP) ## style and tests, on the smoke profile; publishes nothing
+	@$(RUN) -m ruff check .
+	@$(RUN) -m pytest
+
+compare: $(STAMP) ## claims of this build against the committed reference (ACCEPT=1 replaces the reference)
+	@$(RUN) book/steps/compare.py --profile $(PROFILE) $(if $(ACCEPT),--accept)
+
+lab: $(STAMP) ## JupyterLab on the text notebooks; outputs are kept under build/lab
+	@JUPYTERLAB_SETTINGS_DIR=build/lab/settings $(VENV)/bin/jupytext-config set-default-viewer myst
+	@JUPYTERLAB_SETTINGS_DIR=build/lab/settings $(RUN) -m jupyter lab --notebook-dir=. notebooks
+
+serve: $(STAMP) ## show the finished book at http://localhost:8000 (PORT=...)
+	@test -f $(STATIC) || { echo "There is no book yet: run make book." >&2; exit 2; }
+	@$(RUN) -m http.server --bind 127.0.0.1 --directory book/_build/html $(PORT)
+
+clean: ## remove everything that was built; the environment stays
+	rm -rf build book/_build .snakemake
+
+$(VENV)/.prompt-memory-ready: pyproject.toml environment.yml
+ifeq ($(ENV),conda)
+	@command -v conda >/dev/null || { echo "ENV=conda needs conda on the PATH." >&2; exit 2; }
+	@test -x $(RUN) || conda env create --yes --prefix $(VENV) --file environment.yml
+	@conda env update --prefix $(VENV) --file environment.yml
+	@$(RUN) -m pip install --quiet --no-deps --editable .
+else
+	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or 3.12 with venv; name one: make env PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(RUN) -c '' 2>/dev/null || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
+	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(RUN) -c 'import torch' 2>/dev/null; then \
+		echo "No GPU: trying the CPU wheel of $(TORCH) first"; \
+		$(RUN) -m pip install --quiet --disable-pip-version-check --timeout 5 --retries 0 --index-url $(CPU_WHEELS) $(TORCH) 2>/dev/null \
+		|| echo "The CPU wheel index did not answer; taking the default index"; \
+	fi
+	@echo "Installing the pinned packages into $(VENV)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[book,test]'
+endif
+	@touch $@

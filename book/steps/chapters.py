@@ -1,0 +1,183 @@
+"""What the build knows about chapters: which there are, what they declare, and what they import.
+
+Read by the Snakefile (so nothing heavy is imported here), by the other steps and by the tests.
+"""
+
+import ast
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "prompt_memory"
+PROFILES = ("smoke", "standard", "full")
+_FENCE = re.compile(r"^(`{3,}|~{3,})\s*\{code-cell\}[^\n]*$")
+_MAGIC = re.compile(r"^\s*[%!]")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One code cell of a text notebook: its tags, its source, and the line of its first statement (from 1)."""
+
+    source: str
+    tags: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook `notebooks/NN_name.md` and what its front matter declares."""
+
+    name: str
+    threads: int
+    core_seconds: dict[str, float]
+    models: dict[str, tuple[str, ...]]
+    text: str
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return code_cells(self.text)
+
+    @property
+    def path(self) -> Path:
+        return ROOT / "notebooks" / f"{self.name}.md"
+
+    @property
+    def title(self) -> str:
+        """The first heading."""
+        return next((line[2:].strip() for line in self.text.splitlines() if line.startswith("# ")), self.name)
+
+    def modules(self) -> list[str]:
+        """Files of the package that the code cells import, transitively, relative to the root, sorted."""
+        found = set()
+        for cell in self.cells:
+            lines = ("pass" if _MAGIC.match(line) else line for line in cell.source.splitlines())
+            found |= direct_imports("\n".join(lines), f"{self.path.name}, line {cell.line}")
+        return closure(found)
+
+
+def code_cells(text: str) -> list[Cell]:
+    """The code cells of a MyST text notebook, in order."""
+    cells, lines, index = [], text.splitlines(), 0
+    while index < len(lines):
+        fence = _FENCE.match(lines[index])
+        index += 1
+        if not fence:
+            continue
+        end = next((i for i in range(index, len(lines)) if lines[i].strip() == fence[1]), len(lines))
+        options, start = _cell_options(lines, index, end)
+        tags = tuple(options.get("tags") or ())
+        cells.append(Cell("\n".join(lines[start:end]), tags, start + 1))
+        index = end + 1
+    return cells
+
+
+def _cell_options(lines: list[str], start: int, end: int) -> tuple[dict, int]:
+    """Options of a cell (`:tags: [..]` lines or a `---` block) and the line at which its code starts."""
+    index = start
+    if index < end and lines[index].strip() == "---":
+        close = next(i for i in range(index + 1, end) if lines[i].strip() == "---")
+        return yaml.safe_load("\n".join(lines[index + 1 : close])) or {}, close + 1
+    while index < end and re.match(r"^:[\w-]+:", lines[index]):
+        index += 1
+    options = "\n".join(line[1:] for line in lines[start:index])
+    while index < end and not lines[index].strip():
+        index += 1
+    return yaml.safe_load(options) or {}, index
+
+
+def direct_imports(source: str, where: str) -> set[str]:
+    """Modules of the package that this source imports: {"claims", "bounds", …}."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ValueError(f"{where}: not valid Python ({error.msg}).") from None
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE]
+            found |= {name.partition(".")[2] for name in names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level == 0 and base.split(".")[0] != PACKAGE:
+                continue
+            inside = base if node.level else base.partition(".")[2]
+            found |= {inside} if inside else {alias.name for alias in node.names}
+    return {name for name in found if name and module_file(name).exists()}
+
+
+def module_file(name: str) -> Path:
+    """The file of a module of the package, given without the package's name."""
+    return ROOT / "src" / PACKAGE / (name.replace(".", "/") + ".py")
+
+
+def closure(modules: set[str]) -> list[str]:
+    """These modules and everything of the package that they import, as sorted paths relative to the root."""
+    found, todo = {"__init__"}, set(modules) | {"__init__"}
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        todo |= direct_imports(module_file(name).read_text(encoding="utf-8"), f"{name}.py") - found
+    return sorted(str(module_file(name).relative_to(ROOT)) for name in found)
+
+
+def pretrain_modules() -> list[str]:
+    """What a frozen model depends on: the module that trains it and its imports."""
+    return closure({"pretrain"})
+
+
+def table_of_contents() -> list[str]:
+    """Names of the chapters in the order of the book, from book/_toc.yml."""
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
+    files = []
+
+    def visit(node):
+        if isinstance(node, dict):
+            files.extend([node["file"]] if "file" in node else [])
+            for value in node.values():
+                visit(value)
+        elif isinstance(node, list):
+            for item in node:
+                visit(item)
+
+    visit(toc)
+    return [file.removeprefix("notebooks/") for file in files if file.startswith("notebooks/")]
+
+
+def load(name: str) -> Chapter:
+    """Read one chapter; ValueError with one sentence if it is missing or declares too little."""
+    path = ROOT / "notebooks" / f"{name}.md"
+    if not path.exists():
+        raise ValueError(f"There is no notebook notebooks/{name}.md.")
+    text = path.read_text(encoding="utf-8")
+    front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    declared = (yaml.safe_load(front[1]) or {}).get(PACKAGE) if front else None
+    if not isinstance(declared, dict) or set(declared) != {"threads", "core_seconds", "models"}:
+        raise ValueError(f"{path.name}: the front matter must declare prompt_memory: threads, core_seconds, models.")
+    if set(declared["core_seconds"]) != set(PROFILES):
+        raise ValueError(f"{path.name}: core_seconds must be declared for {', '.join(PROFILES)}.")
+    models = {profile: tuple((declared["models"] or {}).get(profile, ())) for profile in PROFILES}
+    return Chapter(name, int(declared["threads"]), declared["core_seconds"], models, text)
+
+
+def all_chapters() -> list[Chapter]:
+    """Every chapter of the book in its order; ValueError if the contents and the folder disagree."""
+    listed = table_of_contents()
+    on_disk = {path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.md")}
+    if missing := on_disk.symmetric_difference(listed):
+        raise ValueError(f"book/_toc.yml and notebooks/ disagree about: {', '.join(sorted(missing))}.")
+    return [load(name) for name in listed]
+
+
+def find(name: str) -> str:
+    """The chapter that a reader means by `01`, `01_counting`, `01_counting.md` or `notebooks/01_counting.md`."""
+    wanted = Path(name).name.removesuffix(".md").removesuffix(".ipynb")
+    matches = [chapter for chapter in table_of_contents() if chapter.startswith(wanted)]
+    if wanted in matches:
+        return wanted
+    if not wanted or len(matches) != 1:
+        raise ValueError(f"NAME={name} is not one notebook; there are: {', '.join(table_of_contents())}.")
+    return matches[0]

@@ -1,0 +1,164 @@
+"""Collect the chapters' claims and timings and write the scoreboard. Succeeds whatever the verdicts are.
+
+It refuses (one sentence, exit status 1) what would make the scoreboard wrong: a prediction that was never measured,
+claims of another profile, more sampled comparisons than the error probability was divided by. With --partial it takes
+the chapters that finished, writes no claims.json, and says which chapters are missing: for the summary of a failure.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import chapters
+
+from prompt_memory import claims
+
+
+def read_chapter(build: Path, name: str, profile: str) -> dict:
+    """One chapter's claims file, checked."""
+    content = json.loads((build / "claims" / f"{name}.json").read_text(encoding="utf-8"))
+    if (content["chapter"], content["profile"]) != (name, profile):
+        raise ValueError(
+            f"{name}: its claims say chapter {content['chapter']!r}, profile {content['profile']!r};"
+            f" the Recorder must get {name!r} and the parameter `profile`."
+        )
+    if pending := [claim["key"] for claim in content["claims"] if claim["verdict"] == "pending"]:
+        raise ValueError(f"{name}: predicted but never measured: {', '.join(pending)}.")
+    return content
+
+
+def check_family(contents: list[dict]) -> int:
+    """Sampled comparisons of the whole book; ValueError if the error probability was not divided by as many."""
+    comparisons = sum(content["comparisons"] for content in contents)
+    if comparisons > claims.FAMILY:
+        raise ValueError(f"The book makes {comparisons} sampled comparisons; the level allows for {claims.FAMILY}.")
+    return comparisons
+
+
+def claims_file(contents: list[dict], profile: str) -> dict:
+    """All claims, sorted, without anything that depends on the machine or on time."""
+    threads = {content["chapter"]: chapters.load(content["chapter"]).threads for content in contents}
+    return {
+        "profile": profile,
+        "level": claims.LEVEL,
+        "family": claims.FAMILY,
+        "comparisons": check_family(contents),
+        "chapters": {
+            content["chapter"]: {"seed": content["seed"], "threads": threads[content["chapter"]]}
+            for content in contents
+        },
+        "claims": sorted(
+            (claim for content in contents for claim in content["claims"]),
+            key=lambda claim: (claim["chapter"], claim["key"]),
+        ),
+    }
+
+
+def scoreboard(contents: list[dict], profile: str, missing: list[str], *, links: bool) -> str:
+    """The scoreboard as Markdown; with `links` as a page of the book."""
+    everything = claims.Verdicts([claim for content in contents for claim in content["claims"]])
+    wide = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n" if links else ""
+    text = f"{wide}# Scoreboard\n\nProfile **{profile}**: {everything.summary()}.\n"
+    violated = [claim for claim in everything.claims if claim["verdict"] == "violated"]
+    if violated:
+        text += "\n## Violated\n\nA proved bound was passed: the proof, the code or the experiment is wrong.\n\n"
+        header = ("chapter", "key", *claims.Verdicts.HEADER)
+        text += claims.markdown_table(header, [(c["chapter"], c["key"], *everything.row(c)) for c in violated]) + "\n"
+    if missing:
+        text += f"\n## Not finished\n\nNo claims from: {', '.join(missing)}.\n"
+    for content in contents:
+        chapter = chapters.load(content["chapter"])
+        title = f"[{chapter.title}](notebooks/{chapter.name})" if links else f"{chapter.title} ({chapter.name})"
+        verdicts = claims.Verdicts(content["claims"])
+        text += f"\n## {chapter.title if links else title}\n\n"
+        text += f"Chapter {title}: {verdicts.summary()}.\n\n" if links else f"{verdicts.summary()}.\n\n"
+        if content["claims"]:
+            rows = [(*verdicts.row(claim), f"`{claim['key']}`") for claim in content["claims"]]
+            table = claims.markdown_table((*claims.Verdicts.HEADER, "key"), rows)
+            text += f":::{{container}} claims\n{table}\n:::\n" if links else f"{table}\n"
+    return text
+
+
+LEGEND = f"""
+## How to read this page
+
+- **holds**, **violated**: a proved bound against an exact count or a deterministic computation, at every point.
+- **not refuted**: a proved bound against a sampled mean. It is *violated* only if the one-sided confidence limit passes
+  the bound at an error probability of {claims.LEVEL:g} for the whole book. *Detectable* is the measured mean from which
+  on this would have happened: an experiment cannot see a smaller violation.
+- **hit**, **missed**: a prediction that was written down before the measurement, with its tolerance. A miss does not
+  fail the build; it is a finding.
+- *points* is the number of comparisons behind a line; the numbers shown belong to the tightest one. Intervals are at
+  95 %, for the eye only.
+"""
+
+
+def timings_table(timings: dict) -> str:
+    """Run times as a section of the scoreboard page."""
+    rows = [(t["chapter"], t["threads"], f"{t['wall_seconds']:.1f}", f"{t['core_seconds']:.1f}",
+             f"{t['declared_core_seconds']:g}") for t in timings["chapters"]]  # fmt: skip
+    text = "\n## Run times on the machine that built this book\n\nShown, never judged.\n\n"
+    header = ("chapter", "threads", "seconds", "core-seconds", "declared core-seconds")
+    text += claims.markdown_table(header, rows) + "\n"
+    measured = [(t["chapter"], timing["statement"], f"{claims.number(timing['value'])} {timing['unit']}")
+                for t in timings["chapters"] for timing in t["timings"]]  # fmt: skip
+    return text + ("\n" + claims.markdown_table(("chapter", "what", "time"), measured) + "\n" if measured else "")
+
+
+def standalone(contents: list[dict], profile: str, missing: list[str]) -> str:
+    """The scoreboard as one HTML file that needs nothing beside it."""
+    import html
+
+    body = f"<h1>Scoreboard</h1><p>Profile <b>{profile}</b>.</p>"
+    if missing:
+        body += f"<h2>Not finished</h2><p>{html.escape(', '.join(missing))}</p>"
+    for content in contents:
+        box = claims.Verdicts(content["claims"])._repr_html_().replace("<details>", "<details open>")
+        body += f"<h2>{html.escape(chapters.load(content['chapter']).title)}</h2>{box}"
+    css = (chapters.ROOT / "book" / "_static" / "custom.css").read_text(encoding="utf-8")
+    plain = "body{font-family:sans-serif;max-width:90rem;margin:2rem auto;padding:0 1rem}"
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Scoreboard ({profile})</title><style>{plain}{css}</style>{body}</html>\n"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Collect claims and timings.")
+    parser.add_argument("--profile", required=True, choices=chapters.PROFILES)
+    parser.add_argument("--partial", action="store_true", help="take what there is, for the summary of a failed build")
+    options = parser.parse_args()
+    build = chapters.ROOT / "build" / options.profile
+    names = [chapter.name for chapter in chapters.all_chapters()]
+    missing = [name for name in names if not (build / "claims" / f"{name}.json").exists()] if options.partial else []
+    finished = [name for name in names if name not in missing]
+    if options.partial and not missing:
+        return 0  # the full collection has left its scoreboard
+    try:
+        contents = [read_chapter(build, name, options.profile) for name in finished]
+        everything = claims_file(contents, options.profile)
+    except ValueError as error:
+        print(f"FAILED {error}", flush=True)
+        return 1
+    build.mkdir(parents=True, exist_ok=True)
+    text = scoreboard(contents, options.profile, missing, links=False)
+    (build / "scoreboard.md").write_text(text, encoding="utf-8")
+    (build / "scoreboard.html").write_text(standalone(contents, options.profile, missing), encoding="utf-8")
+    if options.partial:
+        (build / "claims.json").unlink(missing_ok=True)  # of an earlier build; the next one collects anew
+        return 0
+    timings = {
+        "profile": options.profile,
+        "chapters": [json.loads((build / "timings" / f"{name}.json").read_text(encoding="utf-8")) for name in names],
+    }
+    claims.write_json(build / "claims.json", everything)
+    claims.write_json(build / "timings.json", timings)
+    page = scoreboard(contents, options.profile, [], links=True) + LEGEND + timings_table(timings)
+    (build / "book-pages").mkdir(exist_ok=True)
+    (build / "book-pages" / "scoreboard.md").write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Train one frozen model and say so: the build's wrapper of `python -m prompt_memory.pretrain`."""
+
+import argparse
+import subprocess
+import sys
+import time
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--output", required=True)
+    options = parser.parse_args()
+    print(f"model {options.name}: training", flush=True)
+    start = time.monotonic()
+    command = [sys.executable, "-m", "prompt_memory.pretrain", options.name]
+    result = subprocess.run([*command, "--output", options.output], check=False)
+    if result.returncode:
+        print(f"FAILED model {options.name}: training ended with exit status {result.returncode}", flush=True)
+    else:
+        print(f"model {options.name}: trained in {time.monotonic() - start:.1f} s", flush=True)
+    return result.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Fail the build if a theorem claim is violated, and show which; write the summary line otherwise."""
+
+import argparse
+import json
+import sys
+
+import chapters
+
+from prompt_memory import claims
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", required=True, choices=chapters.PROFILES)
+    options = parser.parse_args()
+    build = chapters.ROOT / "build" / options.profile
+    verdicts = claims.Verdicts(json.loads((build / "claims.json").read_text(encoding="utf-8"))["claims"])
+    violated = [claim for claim in verdicts.claims if claim["verdict"] == "violated"]
+    if not violated:
+        (build / "verdict.txt").write_text(verdicts.summary() + "\n", encoding="utf-8")
+        return 0
+    keys = ", ".join(f"{claim['chapter']}/{claim['key']}" for claim in violated)
+    print(f"FAILED verdict: {len(violated)} of {verdicts.summary()}. Violated: {keys}", flush=True)
+    for claim in violated:
+        _, text, bound, measured, interval, _, points = verdicts.row(claim)
+        print(f"  {claim['chapter']}/{claim['key']}: {text}")
+        print(f"      must be {bound}, measured {measured}, interval {interval}, points: {points}", flush=True)
+    print(f"  The whole scoreboard: {build / 'scoreboard.md'} and {build / 'scoreboard.html'}", flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""What the theorems allow: one pure function a formula.
+
+Scalars in, a float out, unless said otherwise.  Quantities called `*_bits` are in bits (log to base 2), recall and
+distortion are fractions between 0 and 1.  Nothing here knows about torch: a `config` is anything with the attributes
+of `prompt_memory.transformer.TransformerConfig`.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+from scipy import optimize, stats
+
+# --- Theorem 1: counting -------------------------------------------------------------------------------------------
+
+
+def counting_bits(d: int, m: int, bits_per_coordinate: int) -> float:
+    """b·d·m, the bits in a prompt of m tokens of width d with b bits per coordinate.
+
+    No frozen network, however deep, can be made to memorise more labelings than there are prompts, so this bounds
+    Mem_γ(m) for every margin γ >= 0 (Theorem 1).  ValueError if an argument is not an integer >= 1.
+    """
+    _require_int(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
+    return float(bits_per_coordinate * d * m)
+
+
+def multiset_bits(d: int, m: int, bits_per_coordinate: int) -> float:
+    """log2 C(2^{bd} + m − 1, m), the bits in an unordered prompt of m tokens.
+
+    Bounds Mem_γ(m) when the network cannot see the order of the prompt: without positions, bidirectional at any depth
+    or with one layer (Theorem 1).  Grows like 2^{bd} log2 m, not like m, once m is much larger than 2^{bd}.
+    ValueError if an argument is not an integer >= 1.
+    """
+    _require_int(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
+    return _log2_binomial(2 ** (bits_per_coordinate * d) + m - 1, m)
+
+
+def rate(distortion: float, q: int) -> float:
+    """R_q(D) = log2 q − h_2(D) − D log2(q − 1) for D <= 1 − 1/q and 0 beyond, in bits per label.
+
+    The rate–distortion function of a uniform source on q letters under Hamming loss: to recall a fraction 1 − D of
+    random labels, this much information about each label is needed (Theorem 1).
+    ValueError if D is outside [0, 1] or q is not an integer >= 2.
+    """
+    _require_classes(q)
+    if not 0 <= distortion <= 1:
+        raise ValueError(f"a distortion is a fraction between 0 and 1, not {distortion}")
+    if distortion >= 1 - 1 / q:
+        return 0.0
+    entropy = (
+        0.0 if distortion == 0 else -distortion * math.log2(distortion) - (1 - distortion) * math.log2(1 - distortion)
+    )
+    return max(0.0, math.log2(q) - entropy - distortion * math.log2(q - 1))
+
+
+def recall_ceiling(bits: float, n: int, q: int) -> float:
+    """The largest expected recall a in [1/q, 1] with n R_q(1 − a) <= bits, as a fraction.
+
+    No tuning algorithm, given n uniform labels independent of network and queries, has a larger expected recall if
+    its prompts show at most 2^bits behaviours (Theorem 1).  ValueError if bits < 0, n < 1 or q < 2.
+    """
+    _require_int(n=n)
+    _require_classes(q)
+    _require_bits(bits)
+    if bits >= n * math.log2(q):
+        return 1.0
+    if bits == 0:
+        return 1 / q
+    return float(optimize.brentq(lambda a: n * rate(1 - a, q) - bits, 1 / q, 1.0, xtol=1e-15, rtol=1e-14))
+
+
+def recall_tail_bits(bits: float, n: int, q: int, recall: float) -> float:
+    """log2 of the bound on Pr[some prompt recalls >= recall·n labels], at most 0.
+
+    The sharp form of the strong converse: at most 2^bits behaviours, each of which agrees with uniform labels in
+    Binomial(n, 1/q) places, so bits + log2 Pr[Binomial(n, 1/q) >= ⌈recall·n⌉].  Never above the closed form
+    bits − n R_q(1 − recall) for recall >= 1/q (Theorem 1).  ValueError as in `recall_ceiling`, or if recall is no fraction.
+    """
+    _require_int(n=n)
+    _require_classes(q)
+    _require_bits(bits)
+    if not 0 <= recall <= 1:
+        raise ValueError(f"recall is a fraction between 0 and 1, not {recall}")
+    hits = math.ceil(recall * n - 1e-9)  # recall = k/n must not round up to k + 1
+    return min(0.0, bits + float(stats.binom.logsf(hits - 1, n, 1 / q)) / math.log(2))
+
+
+def best_recall_ceiling(bits: float, n: int, q: int) -> float:
+    """(1/n) Σ_{k=1}^{n} min(1, 2^bits Pr[Binomial(n, 1/q) >= k]): a ceiling on expected best recall, as a fraction.
+
+    Follows from the sharp converse by summing tails; unlike `recall_ceiling` it knows that n is finite, and is the
+    smaller of the two in most of the range (Theorem 1).  ValueError as in `recall_ceiling`.
+    """
+    _require_int(n=n)
+    _require_classes(q)
+    _require_bits(bits)
+    log_tail = stats.binom.logsf(np.arange(n), n, 1 / q)  # k = 1 … n
+    return float(np.exp(np.minimum(0.0, bits * math.log(2) + log_tail)).mean())
+
+
+# --- Theorem 3: dimension ------------------------------------------------------------------------------------------
+
+
+def effective_dimension(
+    config,
+    m: int,
+    *,
+    tuning: Literal["soft", "prefix"] = "soft",
+    read: Literal["fixed", "moving"] = "moving",
+    own_token: bool = True,
+) -> int:
+    """D_eff = max rank DΦ, the number of real coordinates of a prompt that the outputs can see (Theorem 3).
+
+    For generic weights, queries and prompts, enough queries and q >= d outputs.  `read="moving"`: the token at which
+    the output is read differs between queries; `"fixed"`: it is always the same and only the other tokens of the
+    query vary.  `own_token=False`: queries see the prompt only, not themselves.  `config.norm_eps` decides whether
+    the norms are exactly scale-invariant.  With e the dimensions a norm leaves to a token and r = min(e, H(d_k + d_v)):
+    one layer gives m·r, causal depth L gives m·min(e, L r), prefix tuning gives L m H(d_k + d_v), one layer read at a
+    fixed token min(m e, H(1 + d_v)); without own tokens the shifts that a softmax cannot see are subtracted.
+    Returns an int.  ValueError for m < 1, an unknown option, or a network for which no formula is proved.
+    """
+    _require_int(m=m)
+    for name, value, allowed in (("tuning", tuning, ("soft", "prefix")), ("read", read, ("fixed", "moving"))):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    count = _soft_dimension if tuning == "soft" else _prefix_dimension
+    dimension = count(config, m, read == "fixed", own_token)
+    if read == "fixed" and not own_token:  # every query returns the same vector
+        dimension = min(dimension, outputs_per_query(config))
+    return dimension
+
+
+def outputs_per_query(config, q: int | None = None) -> int:
+    """c, the independent outputs of one query: min(q, dimensions the last norm leaves, dimensions attention writes).
+
+    rank DΦ = min(D_eff, n·c) for n generic queries (Theorem 3).  `q=None`: as many outputs as one likes.
+    """
+    ambient, sphere = _token_space(config)
+    written = config.depth * config.heads * min(config.d_v, ambient)
+    return min(ambient - sphere, written, *([] if q is None else [q]))
+
+
+def _token_space(config) -> tuple[int, int]:
+    """(dimensions of a token that a layer reads, 1 if its length is lost): LayerNorm drops the mean, ε₀ = 0 the length."""
+    ambient = config.d - (config.norm == "layer")
+    return ambient, int(config.norm != "none" and config.norm_eps == 0)
+
+
+def _soft_dimension(config, m: int, fixed: bool, own_token: bool) -> int:
+    L, H = config.depth, config.heads
+    ambient, sphere = _token_space(config)
+    if ambient <= sphere:  # a norm that leaves a sign shows no prompt at all
+        return 0
+    d_k, d_v = min(config.d_k, ambient), min(config.d_v, ambient)
+    e = ambient - (sphere if L == 1 else 0)  # from the second layer on the residual stream shows the length again
+    if L == 1 and fixed:
+        return min(m * e, _fixed_read_sums(config, own_token))
+    if L == 1:
+        return m * min(e, H * (d_k + d_v)) - (0 if own_token else _shift_invariance(config, m))
+    if not own_token and H * d_v < e:
+        raise ValueError("without own tokens and with more than one layer, D_eff is proved only for heads * d_v >= d")
+    if not own_token:
+        return m * e
+    reads = (L - 1) * H * (d_k + d_v) + H * ((min(d_k, _fixed_query_span(config)) if fixed else d_k) + d_v)
+    if config.causal:
+        return m * min(e, reads)
+    if e > reads + (L - 1) * H * d_k and config.mlp < config.d:
+        raise ValueError("for heads so narrow, D_eff of a bidirectional network with more than one layer is not proved")
+    return m * e
+
+
+def _prefix_dimension(config, m: int, fixed: bool, own_token: bool) -> int:
+    L, H = config.depth, config.heads
+    ambient, sphere = _token_space(config)
+    if ambient <= sphere:
+        raise ValueError(f"with norm = {config.norm!r}, norm_eps = 0 and d = {config.d} a query is only a sign")
+    if config.positions == "rotary" and config.d_k > ambient:
+        raise ValueError("with rotary positions D_eff of a prefix is proved only for d_k <= d")
+    if not own_token and L > 1 and not config.mlp:
+        raise ValueError(
+            "without own tokens and with more than one layer, D_eff of a prefix is proved only with an MLP"
+        )
+    d_k, d_v = min(config.d_k, ambient), min(config.d_v, ambient)
+    if L == 1 and fixed:
+        return _fixed_read_sums(config, own_token)
+    seen = L * m * H * (d_k + d_v)
+    if fixed:  # in the last layer only the read token looks at the prefix, and its query spans few directions
+        seen -= m * H * (d_k - min(d_k, _fixed_query_span(config)))
+    # shifting all keys of a head, or the values of several heads against each other, changes nothing
+    return seen if own_token else seen - L * (H * d_k + max(0, H * d_v - ambient))
+
+
+def _fixed_read_sums(config, own_token: bool) -> int:
+    """Sums over a one-layer prompt that a fixed read token sees: Σ_j e^{s_j} V z_j and Σ_j e^{s_j} in every head."""
+    ambient, sphere = _token_space(config)
+    values = config.heads * min(config.d_v, ambient)
+    if not own_token:
+        return values  # only the ratios
+    if config.heads == 1 and values == ambient and sphere and not config.mlp:
+        return values  # the last norm sees N + Z·x, where x lies in the range of the values
+    return values + config.heads
+
+
+def _shift_invariance(config, m: int) -> int:
+    """One layer, no own tokens: dimensions of the moves of a prompt that keep its values and shift all logits alike.
+
+    Counted beyond the directions that no head reads, and for tokens on a sphere if the norm loses their length.
+    """
+    ambient, sphere = _token_space(config)
+    keys, values = (config.heads * min(width, ambient) for width in (config.d_k, config.d_v))
+    unread = max(0, ambient - sphere - values)  # per token, the directions that move keys only
+    if config.positions == "rotary" and unread:
+        raise ValueError("with rotary positions and without own tokens, D_eff is proved only for heads * d_v >= d")
+    if keys <= unread:
+        return keys
+    return unread if m == 1 else max(0, ambient - values - m * sphere)
+
+
+def _fixed_query_span(config) -> int:
+    """Dimensions spanned in the last layer by a read token that is the same in every query."""
+    ambient, _ = _token_space(config)
+    if config.mlp:
+        return ambient
+    return min(ambient, 1 + (config.depth - 1) * config.heads * min(config.d_v, ambient))
+
+
+# --- shared checks -------------------------------------------------------------------------------------------------
+
+
+def _log2_binomial(n: int, k: int) -> float:
+    """A sum of logarithms: n may have thousands of digits, where factorials and their logarithms fail."""
+    k = min(k, n - k)
+    return math.fsum(math.log2(n - i) - math.log2(i + 1) for i in range(k))
+
+
+def _require_int(**values) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, not {value!r}")
+
+
+def _require_classes(q: int) -> None:
+    if isinstance(q, bool) or not isinstance(q, int | np.integer) or q < 2:
+        raise ValueError(f"q, the number of classes, must be an integer >= 2, not {q!r}")
+
+
+def _require_bits(bits: float) -> None:
+    if not bits >= 0:
+        raise ValueError(f"bits must be a number >= 0, not {bits}")

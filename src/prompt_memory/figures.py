@@ -1,0 +1,165 @@
+"""One look for every figure of the book: inline, light and dark, legible on a phone, the same bytes every time."""
+
+import base64
+import contextlib
+import html
+import io
+import textwrap
+from collections.abc import Mapping
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Colour-blind-safe (after Okabe and Ito), lightened for dark pages. The same thing has the same colour everywhere.
+_COLOURS = {
+    #               light      dark
+    "bound": ("#b3420a", "#ff9a5c"),
+    "measured": ("#0b62a4", "#6fb8f0"),
+    "constructed": ("#00785a", "#3fcf9f"),
+    "heuristic": ("#8a3f78", "#e29cc8"),
+    "predicted": ("#7a5c00", "#e8c547"),
+    "forbidden": ("#b3420a", "#ff9a5c"),
+    "neutral": ("#5c6670", "#a7b0ba"),
+    "text": ("#1c2127", "#e3e7eb"),
+    "page": ("#ffffff", "#14181e"),
+}
+_MODES = ("light", "dark")
+_DOTS_PER_INCH = 96  # CSS pixels: a 7-inch figure is 672 pixels wide
+_LEAST_WIDTH = "34rem"  # below it the labels of a 7-inch figure would be too small: the figure scrolls instead
+
+
+class _Palette(Mapping):
+    """Colour names to values; inside `show` the values of the mode that is being drawn, light ones elsewhere."""
+
+    mode = "light"
+
+    def __getitem__(self, name: str) -> str:
+        return _COLOURS[name][_MODES.index(self.mode)]
+
+    def __iter__(self):
+        return iter(_COLOURS)
+
+    def __len__(self) -> int:
+        return len(_COLOURS)
+
+
+COLOURS = _Palette()
+
+
+@contextlib.contextmanager
+def style(mode: str):
+    """Draw in "light" or "dark" mode inside the block: matplotlib's settings and `COLOURS`."""
+    text, neutral = (_COLOURS[name][_MODES.index(mode)] for name in ("text", "neutral"))
+    settings = {
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "axes.titlelocation": "left",
+        "axes.labelsize": 10,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.fontsize": 9,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "grid.color": neutral,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 5,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "svg.hashsalt": "prompt-memory",
+        "svg.fonttype": "path",
+    }
+    settings |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), text)
+    settings |= dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), neutral)
+    settings |= dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), text)
+    before, _Palette.mode = _Palette.mode, mode
+    try:
+        with matplotlib.rc_context(settings):
+            yield
+    finally:
+        _Palette.mode = before
+
+
+class Picture:
+    """A drawn figure as Jupyter and the book display it: one image for light pages, one for dark ones."""
+
+    def __init__(self, images: dict[str, str], alt: str, width: int):
+        self.images, self.alt, self.width = images, alt, width
+
+    def _repr_html_(self) -> str:
+        look = f"max-width:100%;width:{self.width}px;min-width:min({_LEAST_WIDTH},{self.width}px);height:auto"
+        tags = "".join(
+            # Where no theme switches (JupyterLab), the inline style leaves only the light one.
+            f'<img class="only-{mode}" alt="{html.escape(self.alt)}" src="{image}"'
+            f' style="{look};display:{"block" if mode == "light" else "none"}">'
+            for mode, image in self.images.items()
+        )
+        return f'<div class="picture" style="overflow-x:auto" tabindex="0">{tags}</div>'
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.alt}"
+
+
+def show(draw, *, alt: str, size: tuple[float, float] = (7, 4), raster: bool = False) -> Picture:
+    """Draw a figure once for light and once for dark pages.
+
+    `draw(fig)` receives an empty matplotlib figure of `size` (inches) and fills it, taking colours from `COLOURS`; it
+    is called twice, so it must not change data. `alt` says in words what the figure shows. `raster` makes PNG images
+    (for more points than a vector image should hold). Returns an object that notebooks display.
+    ValueError if `alt` is empty.
+    """
+    if not alt or not alt.strip():
+        raise ValueError("A figure needs alt text: say what it shows.")
+    images = {}
+    for mode in _MODES:
+        with style(mode):
+            figure = Figure(figsize=size, layout="constrained")
+            draw(figure)
+            _wrap_titles(figure)
+            images[mode] = _data_uri(figure, raster)
+    return Picture(images, " ".join(alt.split()), round(size[0] * _DOTS_PER_INCH))
+
+
+def _wrap_titles(figure: Figure) -> None:
+    """Break titles that are wider than their axes: matplotlib would cut them at the figure's edge."""
+    for ax in figure.axes:
+        place = ax.get_subplotspec()
+        columns = place.get_gridspec().ncols if place else 1
+        letters = int(figure.get_figwidth() * 72 / columns / (0.6 * matplotlib.rcParams["axes.titlesize"]))
+        ax.set_title(textwrap.fill(ax.get_title(loc="left"), letters))
+
+
+def _data_uri(figure: Figure, raster: bool) -> str:
+    buffer = io.BytesIO()
+    if raster:
+        figure.savefig(buffer, format="png", dpi=2 * _DOTS_PER_INCH, metadata={"Software": None})
+        kind = "png"
+    else:
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        kind = "svg+xml"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def label_line(ax, x, y, text: str, *, colour: str, where: float = 1.0, above: bool = True, **options):
+    """Write `text` on the line (x, y), in its colour, at the fraction `where` of its points: no legend needed."""
+    index = min(len(x) - 1, max(0, round(where * (len(x) - 1))))
+    defaults = {
+        "xytext": (0, 5 if above else -5),
+        "textcoords": "offset points",
+        "ha": "right" if where > 0.5 else "left",
+        "va": "bottom" if above else "top",
+        "fontsize": 9,
+    }
+    return ax.annotate(text, (x[index], y[index]), color=COLOURS.get(colour, colour), **(defaults | options))
+
+
+def forbid(ax, x, lower, upper, *, text: str | None = None):
+    """Shade the region between `lower` and `upper` over `x` that a theorem forbids; `text` names it."""
+    region = ax.fill_between(x, lower, upper, color=COLOURS["forbidden"], alpha=0.13, linewidth=0, zorder=0)
+    if text is not None:
+        ax.text(0.98, 0.95, text, transform=ax.transAxes, ha="right", va="top", fontsize=9, color=COLOURS["forbidden"])
+    return region

@@ -1,0 +1,116 @@
+"""What was memorised: behaviours, recall, and the number of coordinates of a prompt that the outputs can see."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from prompt_memory.transformer import Prefix, Transformer
+
+# --- behaviours and recall -----------------------------------------------------------------------------------------
+
+
+def behaviours(
+    model: Transformer, prompts: Iterable[Float[Tensor, "R m d"]], queries: Tensor
+) -> UInt8[np.ndarray, "N n"]:
+    """The table of argmaxes of every prompt, [N, n]; `prompts` yields batches, so that N may be large."""
+    if model.config.q > 256:
+        raise ValueError(f"a behaviour is stored in bytes, so q must be at most 256, not {model.config.q}")
+    return np.concatenate([model(batch, queries).argmax(-1).to(torch.uint8).numpy() for batch in prompts])
+
+
+def distinct(table: UInt8[np.ndarray, "N n"]) -> UInt8[np.ndarray, "D n"]:
+    """The different rows of a table of behaviours, [D, n], in lexicographic order."""
+    rows = np.ascontiguousarray(table).view(np.dtype((np.void, table.shape[1])))[:, 0]
+    return np.unique(rows).view(np.uint8).reshape(-1, table.shape[1])
+
+
+def best_recall(
+    table: UInt8[np.ndarray, "D n"], labels: Int[Tensor, "S n"], q: int, *, chunk: int = 2**15
+) -> Float[np.ndarray, " S"]:
+    """The largest fraction of each labeling that some row of the table recalls, [S].
+
+    Exact: every row is compared with every labeling, as one matrix product of one-hot codes.
+    """
+    n = labels.shape[1]
+    wanted = torch.nn.functional.one_hot(labels, q).flatten(1).to(torch.float32)  # [S, n q]
+    best = torch.zeros(len(labels))
+    for start in range(0, len(table), chunk):
+        rows = torch.from_numpy(table[start : start + chunk].astype(np.int64))
+        shown = torch.nn.functional.one_hot(rows, q).flatten(1).to(torch.float32)  # [chunk, n q]
+        best = torch.maximum(best, (wanted @ shown.T).amax(1))
+    return (best / n).double().numpy()
+
+
+def recall(logits: Float[Tensor, "R n q"], labels: Int[Tensor, "R n"]) -> Float[Tensor, " R"]:
+    """The fraction of labels that are the argmax of their logits, [R]; a tie is recalled only by the first class."""
+    return (logits.argmax(-1) == labels).double().mean(-1)
+
+
+# --- ranks ---------------------------------------------------------------------------------------------------------
+
+
+def jacobian(
+    outputs: Callable[[Float[Tensor, "R D"]], Float[Tensor, "R N"]], coordinates: Float[Tensor, "R D"]
+) -> Float[Tensor, "R N D"]:
+    """The Jacobians of R independent rows of a batched map, by one forward-mode pass a coordinate, [R, N, D]."""
+    directions = torch.eye(coordinates.shape[1], dtype=coordinates.dtype, device=coordinates.device)
+
+    def column(direction: Float[Tensor, " D"]) -> Float[Tensor, "R N"]:
+        return torch.func.jvp(outputs, (coordinates,), (direction.expand_as(coordinates),))[1]
+
+    return torch.func.vmap(column, out_dims=-1, chunk_size=64)(directions)
+
+
+def prompt_jacobian(
+    model: Transformer, prompt: Float[Tensor, "m d"] | Prefix, queries: Tensor, *, own_token: bool = True
+) -> Float[Tensor, "N D"]:
+    """DΦ at one prompt in float64: N = n·q outputs by D coordinates, [N, D].
+
+    `prompt` is a soft prompt [m, d] or a `Prefix` of one run (R = 1).
+    ValueError if weights, prompt or queries are not finite.
+    """
+    model = copy.deepcopy(model.require_finite()).double()
+    queries = queries.double() if queries.is_floating_point() else queries
+    parts = [part.double() for part in prompt] if isinstance(prompt, Prefix) else [prompt.double().unsqueeze(0)]
+    for name, values in (("prompt", torch.cat([part.flatten() for part in parts])), ("queries", queries)):
+        if not torch.isfinite(values).all():
+            raise ValueError(f"the {name} hold NaN or infinite entries")
+    sizes = [part[0].numel() for part in parts]
+
+    def outputs(flat: Float[Tensor, "R D"]) -> Float[Tensor, "R N"]:
+        shaped = [p.unflatten(-1, part.shape[1:]) for p, part in zip(flat.split(sizes, -1), parts, strict=True)]
+        rebuilt = Prefix(*shaped) if isinstance(prompt, Prefix) else shaped[0]
+        return model(rebuilt, queries, own_token=own_token).flatten(1)
+
+    return jacobian(outputs, torch.cat([part.flatten(1) for part in parts], -1))[0]
+
+
+def jacobian_rank(
+    model: Transformer,
+    prompt: Float[Tensor, "m d"] | Prefix,
+    queries: Tensor,
+    *,
+    tolerance: float = 1e-9,
+    own_token: bool = True,
+) -> int:
+    """rank DΦ at one prompt: the singular values above `tolerance` times the largest, in float64 (Theorem 3).
+
+    The rank at any prompt is a lower bound on D_eff, and equals it at almost every prompt.  Returns an int.
+    ValueError if weights, prompt or queries are not finite or `tolerance` is outside (0, 1).
+    """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie between 0 and 1, not {tolerance}")
+    singular = torch.linalg.svdvals(prompt_jacobian(model, prompt, queries, own_token=own_token))
+    return int((singular > tolerance * singular[0]).sum()) if singular[0] > 0 else 0
+
+
+def log2_count(count: int) -> float:
+    """log2 of a count, in bits; ValueError for a count below 1."""
+    if count < 1:
+        raise ValueError(f"a count must be at least 1, not {count}")
+    return math.log2(count)

@@ -1,0 +1,62 @@
+"""What is to be memorised: labels, real targets, and the finite sets of prompts that are searched completely."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from prompt_memory.transformer import Transformer
+
+
+def random_queries(n: int, d: int, *, generator: torch.Generator, tokens: int = 1) -> Float[Tensor, "n T d"]:
+    """n queries of `tokens` standard normal vectors each, [n, T, d]."""
+    return torch.randn(n, tokens, d, generator=generator)
+
+
+def random_labels(labelings: int, n: int, q: int, *, generator: torch.Generator) -> Int[Tensor, "S n"]:
+    """Uniform labels in 0 … q − 1, independent of everything else, [S, n]."""
+    return torch.randint(q, (labelings, n), generator=generator)
+
+
+def all_labels(n: int, q: int) -> Int[Tensor, "S n"]:
+    """All q^n labelings of n queries, [q^n, n].  ValueError beyond 2^20 of them."""
+    if n * math.log2(q) > 20:
+        raise ValueError(f"{q}^{n} labelings are too many to list")
+    return _digits(torch.arange(q**n), q, n)
+
+
+def grid(bits_per_coordinate: int, radius: float = 1.0) -> Float[Tensor, " v"]:
+    """The 2^b values a coordinate may take with b bits: evenly spaced from −radius to radius."""
+    if bits_per_coordinate < 1:
+        raise ValueError(f"a coordinate needs at least one bit, not {bits_per_coordinate}")
+    return torch.linspace(-radius, radius, 2**bits_per_coordinate)
+
+
+def grid_prompts(index: Int[Tensor, " N"], d: int, m: int, values: Float[Tensor, " v"]) -> Float[Tensor, "N m d"]:
+    """The prompts numbered `index` (0 … v^{dm} − 1) among all prompts with coordinates in `values`, [N, m, d]."""
+    return values[_digits(index, len(values), m * d)].unflatten(-1, (m, d))
+
+
+def hard_prompts(index: Int[Tensor, " N"], m: int, model: Transformer) -> Float[Tensor, "N m d"]:
+    """The hard prompts with the numbers `index` (0 … q^m − 1): m rows of the model's embedding table, [N, m, d]."""
+    return model.embedding[_digits(index, model.config.q, m)]
+
+
+def planted_targets(
+    model: Transformer, queries: Tensor, *, m: int, tables: int, noise: float, generator: torch.Generator
+) -> Float[Tensor, "S n q"]:
+    """Targets near the image of Φ: the outputs of `tables` random prompts plus Gaussian noise, [S, n, q].
+
+    Such tables are reachable where Φ is a submersion; tables drawn without a prompt are not always, because the image
+    of Φ is an open set and not the whole space.
+    """
+    dtype = model.embedding.dtype
+    prompts = torch.randn(tables, m, model.config.d, generator=generator, dtype=dtype)
+    outputs = model(prompts, queries)
+    return outputs + noise * torch.randn(outputs.shape, generator=generator, dtype=dtype)
+
+
+def _digits(index: Int[Tensor, " N"], base: int, length: int) -> Int[Tensor, "N length"]:
+    places = base ** torch.arange(length - 1, -1, -1)
+    return index[:, None] // places % base

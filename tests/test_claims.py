@@ -1,0 +1,164 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from prompt_memory import claims, intervals
+
+
+@pytest.fixture
+def record(tmp_path):
+    return claims.Recorder("01_test", profile="smoke", seed=7, path=tmp_path / "claims.json")
+
+
+def about(**rest):
+    return {"theorem": "Theorem 1", "statement": "a ≤ b"} | rest
+
+
+def test_settings_choose_a_copy_and_refuse_other_names():
+    profiles = {"smoke": {"n": 1}, "full": {"n": 2}}
+    chosen = claims.settings(profiles, "smoke")
+    chosen["n"] = 3
+    assert profiles["smoke"]["n"] == 1
+    with pytest.raises(ValueError, match="Unknown profile 'fast': choose one of smoke, full"):
+        claims.settings(profiles, "fast")
+
+
+@pytest.mark.parametrize(
+    ("measured", "relation", "bound", "tolerance", "verdict"),
+    [
+        (1.0, "<=", 1.0, 0.0, "holds"),
+        (1.0, "<", 1.0, 0.0, "violated"),
+        (1.0 + 1e-9, "<=", 1.0, 0.0, "violated"),
+        (1.0 + 1e-9, "<=", 1.0, 1e-8, "holds"),
+        (3, ">=", 2, 0.0, "holds"),
+        (1, ">=", 2, 0.0, "violated"),
+        (4, "==", 4, 0.0, "holds"),
+        (4, "==", 5, 0.5, "violated"),
+        (4, "<=", math.inf, 0.0, "holds"),
+        ([1, 2, 3], "<=", [2, 2, 2], 0.0, "violated"),
+    ],
+)
+def test_theorem_claims(record, measured, relation, bound, tolerance, verdict):
+    record.theorem("k", **about(measured=measured, bound=bound, relation=relation, tolerance=tolerance))
+    assert record.records["k"]["verdict"] == verdict
+    assert record.records["k"]["tolerance"] == tolerance
+
+
+def test_an_array_claim_keeps_its_tightest_point(record):
+    record.theorem("k", **about(measured=[[1.0], [2.0]], bound=[9.0, 3.0, 5.0]))
+    kept = record.records["k"]
+    assert (kept["points"], kept["tightest"], kept["measured"], kept["bound"]) == (6, 4, 2.0, 3.0)
+
+
+def test_sampled_claims_are_judged_by_their_limit(record):
+    level = claims.LEVEL / claims.FAMILY
+    threshold = intervals.detectable(0.5, 1000, level)
+    record.sampled("below", **about(mean=threshold - 1e-6, samples=1000, bound=0.5))
+    record.sampled("above", **about(mean=threshold + 1e-6, samples=1000, bound=0.5))
+    record.sampled("at-least", **about(mean=0.1, samples=1000, bound=0.5, relation=">="))
+    verdicts = {key: kept["verdict"] for key, kept in record.records.items()}
+    assert verdicts == {"below": "not refuted", "above": "violated", "at-least": "violated"}
+    assert record.records["below"]["detectable"] == pytest.approx(threshold)
+    assert record.records["below"]["limit"] < 0.5 < record.records["above"]["limit"]
+
+
+def test_a_frequency_uses_the_exact_limit(record):
+    record.sampled("k", **about(mean=[0.6, 0.7], samples=200, successes=[120, 140], bound=0.5))
+    kept = record.records["k"]
+    assert kept["limit"] == pytest.approx(intervals.clopper_pearson(140, 200, 1e-10, "lower"))
+    assert kept["points"] == record.comparisons == 2
+    with pytest.raises(ValueError, match="not the mean"):
+        record.sampled("other", **about(mean=0.6, samples=200, successes=100, bound=0.5))
+
+
+def test_predictions_come_first(record):
+    with pytest.raises(ValueError, match="was not predicted"):
+        record.measure("k", 1.0)
+    record.predict("k", **about(predicted=10.0, relative=0.1))
+    assert record.records["k"]["verdict"] == "pending"
+    with pytest.raises(ValueError, match="used already"):
+        record.predict("k", **about(predicted=11.0, relative=0.1))
+    record.measure("k", 10.9, interval=(10.5, 11.3))
+    assert record.records["k"]["verdict"] == "hit"
+    with pytest.raises(ValueError, match="measured already"):
+        record.measure("k", 10.9)
+    with pytest.raises(ValueError, match="used already"):
+        record.predict("k", **about(predicted=10.9, relative=0.1))
+
+
+def test_a_prediction_misses_at_its_worst_point(record):
+    record.predict("k", **about(predicted=[1.0, 2.0, 3.0], absolute=0.1))
+    record.measure("k", [1.0, 2.2, 3.05])
+    kept = record.records["k"]
+    assert (kept["verdict"], kept["predicted"], kept["measured"], kept["tightest"]) == ("missed", 2.0, 2.2, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.theorem("k", **about(measured=math.nan, bound=1)), "measured contains NaN"),
+        (lambda r: r.theorem("k", **about(measured=1, bound=[1, math.nan])), "bound contains NaN"),
+        (lambda r: r.theorem("k", **about(measured=math.inf, bound=math.inf)), "measured must be finite"),
+        (lambda r: r.theorem("k", **about(measured=[], bound=1)), "empty"),
+        (lambda r: r.theorem("k", **about(measured=[1, 2], bound=[1, 2, 3])), "do not broadcast"),
+        (lambda r: r.theorem("k", **about(measured=1, bound=1, relation="≈")), "relation"),
+        (lambda r: r.theorem("k", **about(measured=1, bound=1, tolerance=-1)), "tolerance"),
+        (lambda r: r.theorem("a b", **about(measured=1, bound=1)), "key"),
+        (lambda r: r.theorem("k", **about(measured=1, bound=1, parameters={"f": len})), "numbers, strings"),
+        (lambda r: r.sampled("k", **about(mean=1.5, samples=10, bound=1)), "mean"),
+        (lambda r: r.sampled("k", **about(mean=0.5, samples=10, bound=1, relation="==")), "relation"),
+        (lambda r: r.predict("k", **about(predicted=1)), "exactly one tolerance"),
+        (lambda r: r.predict("k", **about(predicted=1, relative=0.1, absolute=0.1)), "exactly one tolerance"),
+        (lambda r: r.predict("k", **about(predicted=math.nan, relative=0.1)), "NaN"),
+    ],
+)
+def test_bad_claims_are_refused_in_one_sentence_and_leave_nothing(record, call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call(record)
+    assert "\n" not in str(error.value)
+    assert record.records == {}
+
+
+def test_everything_is_on_disk_at_once_and_timings_are_apart(record, tmp_path):
+    record.theorem("b", **about(measured=1 / 3, bound=1))
+    record.timing("t", statement="one step", value=0.1, unit="s")
+    record.theorem("a", **about(measured=np.float32(0.5), bound=np.inf, parameters={"n": np.arange(3)}))
+    content = json.loads((tmp_path / "claims.json").read_text())
+    assert [claim["key"] for claim in content["claims"]] == ["a", "b"]
+    assert content["claims"][1]["measured"] == 0.333333333333
+    assert content["claims"][0]["bound"] == "inf"
+    assert content["claims"][0]["parameters"] == {"n": [0, 1, 2]}
+    assert [timing["key"] for timing in json.loads((tmp_path / "claims.timings.json").read_text())] == ["t"]
+    assert not list(tmp_path.glob("*.writing"))
+
+
+def test_the_same_claims_give_the_same_bytes(tmp_path):
+    files = []
+    for keys in ("ab", "ba"):
+        record = claims.Recorder("01_test", profile="smoke", seed=7, path=tmp_path / f"{keys}.json")
+        for key in keys:
+            record.theorem(key, **about(measured=0.1, bound=0.2))
+        files.append((tmp_path / f"{keys}.json").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_the_verdict_box_shows_the_worst_first_and_escapes(record):
+    record.theorem("good", **about(measured=1, bound=2))
+    record.theorem("bad", **about(measured=3, bound=2) | {"statement": "$a|b$ <script>"})
+    record.predict("open", **about(predicted=2, absolute=0.5))
+    box = record.verdicts()
+    assert box.counts() == {"violated": 1, "pending": 1, "holds": 1}
+    html = box._repr_html_()
+    assert "verdict-box-violated" in html
+    assert html.index("verdict-violated") < html.index("verdict-holds")
+    assert "&lt;script&gt;" in html
+    assert r"\(a|b\)" in html
+    assert r"$a\|b$" in box._repr_markdown_()
+    assert repr(box) == "3 claims: 1 violated, 1 pending, 1 holds"
+
+
+def test_numbers_read_well():
+    shown = [claims.number(value) for value in (None, "inf", 65536, 0.123456, -1e-9, [0.1, 0.25], [1, 2, 3])]
+    assert shown == ["–", "∞", "65,536", "0.1235", "−1e−09", "[0.1, 0.25]", "3 values"]

@@ -1,0 +1,70 @@
+import base64
+import re
+
+import numpy as np
+import pytest
+
+from prompt_memory import figures
+
+
+def example(figure):
+    ax = figure.subplots()
+    x = np.arange(5.0)
+    ax.plot(x, x, color=figures.COLOURS["bound"])
+    figures.label_line(ax, x, x, "bound", colour="bound")
+    figures.forbid(ax, x, x, 5, text="forbidden")
+    ax.set_title("A title that is so long that it would never fit on one line above the axes of this figure, never")
+
+
+def images(picture):
+    return [base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", picture._repr_html_())]
+
+
+def test_light_and_dark_differ_and_repeat_byte_for_byte():
+    first, second = (images(figures.show(example, alt="An example.")) for _ in range(2))
+    assert len(first) == 2
+    assert first == second
+    assert figures.COLOURS["bound"].encode() in first[0]
+    assert first[0] != first[1]
+    assert b"<dc:date>" not in first[0]
+
+
+def test_html_is_switchable_responsive_and_described():
+    html = figures.show(example, alt='Says "so" & more.')._repr_html_()
+    assert html.count('alt="Says &quot;so&quot; &amp; more."') == 2
+    assert 'class="only-light"' in html
+    assert 'class="only-dark"' in html
+    assert "max-width:100%" in html
+    assert html.count("display:none") == 1  # only the light one where no theme switches
+
+
+def test_raster_images_are_png():
+    assert all(data.startswith(b"\x89PNG") for data in images(figures.show(example, alt="x", raster=True)))
+
+
+@pytest.mark.parametrize("alt", ["", "  "])
+def test_alt_text_is_mandatory(alt):
+    with pytest.raises(ValueError, match="alt text"):
+        figures.show(example, alt=alt)
+
+
+def luminance(colour):
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_colours_are_legible_on_their_page(mode):
+    with figures.style(mode):
+        page = luminance(figures.COLOURS["page"])
+        for name in set(figures.COLOURS) - {"page"}:
+            high, low = sorted((luminance(figures.COLOURS[name]), page), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, name
+
+
+def test_the_mode_ends_with_its_block():
+    before = figures.COLOURS["text"]
+    with pytest.raises(RuntimeError), figures.style("dark"):
+        raise RuntimeError
+    assert figures.COLOURS["text"] == before

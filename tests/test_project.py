@@ -1,0 +1,136 @@
+"""What must stay true of the repository as a whole."""
+
+import re
+import subprocess
+import tomllib
+
+import chapters
+import compare
+import jupytext
+import pytest
+import yaml
+
+ROOT = chapters.ROOT
+CHAPTERS = chapters.all_chapters()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_environment_yml_has_the_pins_of_pyproject():
+    wanted = [*PROJECT["dependencies"], *(pin for pins in PROJECT["optional-dependencies"].values() for pin in pins)]
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (entry["pip"] for entry in dependencies if isinstance(entry, dict))
+    assert sorted(pip) == sorted(wanted)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+==[\w.]+", pin) for pin in wanted)
+    assert "python=3.11" in dependencies
+
+
+def test_no_executed_notebook_is_committed():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert [file for file in listed.stdout.splitlines() if file.endswith(".ipynb")] == []
+
+
+def test_the_declared_times_fit():
+    cores = {profile: sum(chapter.core_seconds[profile] for chapter in CHAPTERS) for profile in chapters.PROFILES}
+    assert cores["standard"] <= 2700  # 25 minutes on two cores, less the time for the pages
+    assert cores["smoke"] <= 2 * 180  # three minutes on two cores
+
+
+def test_chapters_are_numbered_as_the_book_orders_them():
+    names = [chapter.name for chapter in CHAPTERS]
+    assert names == sorted(names)
+    assert names[0].startswith("00_")
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.name)
+def test_cells_are_those_that_jupytext_reads(chapter):
+    notebook = jupytext.reads(chapter.text, fmt="md:myst")
+    read = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.source for cell in read] == [cell.source for cell in chapter.cells]
+    assert [tuple(cell.metadata.get("tags", ())) for cell in read] == [cell.tags for cell in chapter.cells]
+    lines = chapter.text.splitlines()
+    assert all(lines[cell.line - 1] == cell.source.splitlines()[0] for cell in chapter.cells)
+
+
+def prose(text: str) -> str:
+    """A notebook without its front matter, code, mathematics, roles and link targets."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    text = re.sub(r"^(`{3,})[ \t]*(\{code-cell\}|\{math\}|\w*)[^\n]*\n.*?^\1[ \t]*$", "", text, flags=re.M | re.S)
+    text = re.sub(r"\$\$.*?\$\$|\$[^$\n]*(\n[^$\n]+)?\$", "", text, flags=re.DOTALL)
+    text = re.sub(r"(`+).*?\1", "", text, flags=re.DOTALL)
+    text = re.sub(r"\]\([^)]*\)|https?://\S+", "]", text)
+    return re.sub(r"\barXiv[: ]\d{4}\.\d{5}", "", text)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.name)
+def test_no_measured_number_is_typed_in_prose(chapter):
+    assert re.findall(r".{0,30}\d\.\d.{0,10}", prose(chapter.text)) == []
+
+
+def test_the_search_for_typed_numbers_would_find_one():
+    text = (
+        "---\na: 0.1\n---\nrecall $0.5$ and `0.7` of {glue:text}`x:.3f`\n```{code-cell}\n0.9\n```\nbut also 0.83 here"
+    )
+    assert re.findall(r"\d\.\d+", prose(text)) == ["0.83"]
+
+
+def test_imports_are_followed_transitively(monkeypatch, tmp_path):
+    package = tmp_path / "src" / "prompt_memory"
+    package.mkdir(parents=True)
+    sources = {
+        "__init__": "",
+        "a": "from prompt_memory import b",
+        "b": "def f():\n    from . import c",
+        "c": "import numpy",
+        "d": "import prompt_memory.a as a\nfrom .c import thing",
+    }
+    for name, source in sources.items():
+        (package / f"{name}.py").write_text(source)
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+
+    def names(modules):
+        return [path.rsplit("/", 1)[1].removesuffix(".py") for path in chapters.closure(modules)]
+
+    assert names({"a"}) == ["__init__", "a", "b", "c"]
+    assert names({"d"}) == ["__init__", "a", "b", "c", "d"]
+    text = "```{code-cell} python\n%matplotlib inline\nfrom prompt_memory.b import f\n```\n"
+    chapter = chapters.Chapter("00_x", 1, {}, (), text)
+    assert chapter.modules() == [f"src/prompt_memory/{name}.py" for name in ("__init__", "b", "c")]
+
+
+def test_a_name_may_be_given_in_short():
+    assert chapters.find("00") == chapters.find("notebooks/00_how_to_read.md") == "00_how_to_read"
+    with pytest.raises(ValueError, match="is not one notebook; there are: 00_how_to_read"):
+        chapters.find("99")
+
+
+def test_make_answers_mistakes_with_one_sentence():
+    for arguments, sentence in (
+        (["book", "PROFILE=fast"], "Unknown PROFILE=fast: choose one of smoke standard full"),
+        (["notebook"], "Say which notebook: make notebook NAME=00_how_to_read"),
+        (["env", "ENV=poetry"], "Unknown ENV=poetry: choose venv or conda"),
+    ):
+        result = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode != 0
+        assert sentence in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_make_alone_lists_the_targets():
+    result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("env", "book", "notebook", "test", "compare", "lab", "serve", "clean"):
+        assert re.search(rf"^  {target} +\S", result.stdout, re.MULTILINE), target
+
+
+def test_compare_sees_what_changed_and_ignores_rounding():
+    def content(**claims):
+        return {"profile": "smoke", "claims": [{"chapter": "x", "key": key} | rest for key, rest in claims.items()]}
+
+    old = content(a={"measured": 1.0, "statement": "s"}, b={"measured": 2.0, "statement": "s"})
+    rounded = content(a={"measured": 1.0 + 1e-8, "statement": "s"}, b={"measured": 2.0, "statement": "s"})
+    assert compare.differences(old, rounded) == []
+    new = content(a={"measured": 1.1, "statement": "s"}, c={"statement": "t", "verdict": "holds"})
+    lines = compare.differences(old, new)
+    assert [line.split()[0] for line in lines] == ["changed", "removed", "added"]
+    assert "measured: 1.0 -> 1.1" in lines[0]
