@@ -35,6 +35,12 @@ def multiset_bits(d: int, m: int, bits_per_coordinate: int) -> float:
     return _log2_binomial(2 ** (bits_per_coordinate * d) + m - 1, m)
 
 
+def hard_prompt_bits(vocabulary: int, m: int) -> float:
+    """m log2(vocabulary), the bits in a hard prompt of m tokens (Theorem 1).  ValueError unless both are >= 1."""
+    _require_int(vocabulary=vocabulary, m=m)
+    return m * math.log2(vocabulary)
+
+
 def rate(distortion: float, q: int) -> float:
     """R_q(D) = log2 q − h_2(D) − D log2(q − 1) for D <= 1 − 1/q and 0 beyond, in bits per label.
 
@@ -74,7 +80,8 @@ def recall_tail_bits(bits: float, n: int, q: int, recall: float) -> float:
 
     The sharp form of the strong converse: at most 2^bits behaviours, each of which agrees with uniform labels in
     Binomial(n, 1/q) places, so bits + log2 Pr[Binomial(n, 1/q) >= ⌈recall·n⌉].  Never above the closed form
-    bits − n R_q(1 − recall) for recall >= 1/q (Theorem 1).  ValueError as in `recall_ceiling`, or if recall is no fraction.
+    bits − n R_q(1 − recall) for recall >= 1/q (Theorem 1).  ValueError as in `recall_ceiling`, or if `recall` is not
+    between 0 and 1.
     """
     _require_int(n=n)
     _require_classes(q)
@@ -96,6 +103,32 @@ def best_recall_ceiling(bits: float, n: int, q: int) -> float:
     _require_bits(bits)
     log_tail = stats.binom.logsf(np.arange(n), n, 1 / q)  # k = 1 … n
     return float(np.exp(np.minimum(0.0, bits * math.log(2) + log_tail)).mean())
+
+
+def random_code_recall(bits: float, n: int, q: int) -> float:
+    """(1/n) Σ_{k=1}^{n} [1 − (1 − Pr[Binomial(n, 1/q) >= k])^{2^bits}], expected best recall of random behaviours.
+
+    What 2^bits *independent uniform* behaviours would recall: a heuristic for a network, whose behaviours are neither,
+    and exact for a random code.  Never above `best_recall_ceiling`.  ValueError as in `recall_ceiling`.
+    """
+    _require_int(n=n)
+    _require_classes(q)
+    _require_bits(bits)
+    tail = stats.binom.sf(np.arange(n), n, 1 / q)
+    with np.errstate(divide="ignore"):  # log(1 − 1): a tail of one is certain
+        missed = np.exp(2.0**bits * np.log1p(-tail))
+    return float((1 - missed).mean())
+
+
+def pinsker_recall_ceiling(bits: float, n: int, q: int) -> float:
+    """1/q + √(bits·ln 2 / (2n)), at most 1: a simple ceiling above `recall_ceiling`, as a fraction.
+
+    From R_q(1 − a) >= 2 (a − 1/q)² / ln 2, Pinsker's inequality (Theorem 1).  ValueError as in `recall_ceiling`.
+    """
+    _require_int(n=n)
+    _require_classes(q)
+    _require_bits(bits)
+    return min(1.0, 1 / q + math.sqrt(bits * math.log(2) / (2 * n)))
 
 
 # --- Theorem 3: dimension ------------------------------------------------------------------------------------------
@@ -141,7 +174,7 @@ def outputs_per_query(config, q: int | None = None) -> int:
 
 
 def _token_space(config) -> tuple[int, int]:
-    """(dimensions of a token that a layer reads, 1 if its length is lost): LayerNorm drops the mean, ε₀ = 0 the length."""
+    """(dimensions of a token that a layer reads, 1 if its length is lost): LayerNorm drops the mean, ε₀ = 0 length."""
     ambient = config.d - (config.norm == "layer")
     return ambient, int(config.norm != "none" and config.norm_eps == 0)
 

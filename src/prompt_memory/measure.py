@@ -1,8 +1,7 @@
 """What was memorised: behaviours, recall, and the number of coordinates of a prompt that the outputs can see."""
 
 import copy
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,12 +14,21 @@ from prompt_memory.transformer import Prefix, Transformer
 
 
 def behaviours(
-    model: Transformer, prompts: Iterable[Float[Tensor, "R m d"]], queries: Tensor
+    model: Transformer,
+    prompts: Callable[[Int[Tensor, " R"]], Float[Tensor, "R m d"]],
+    count: int,
+    queries: Tensor,
+    *,
+    chunk: int = 1024,
 ) -> UInt8[np.ndarray, "N n"]:
-    """The table of argmaxes of every prompt, [N, n]; `prompts` yields batches, so that N may be large."""
+    """The table of argmaxes of the prompts numbered 0 … count − 1, [N, n]; `prompts` turns numbers into prompts."""
     if model.config.q > 256:
         raise ValueError(f"a behaviour is stored in bytes, so q must be at most 256, not {model.config.q}")
-    return np.concatenate([model(batch, queries).argmax(-1).to(torch.uint8).numpy() for batch in prompts])
+    table = np.empty((count, len(queries)), dtype=np.uint8)
+    for start in range(0, count, chunk):
+        numbers = torch.arange(start, min(start + chunk, count))
+        table[start : start + chunk] = model(prompts(numbers), queries).argmax(-1).to(torch.uint8).numpy()
+    return table
 
 
 def distinct(table: UInt8[np.ndarray, "N n"]) -> UInt8[np.ndarray, "D n"]:
@@ -90,6 +98,14 @@ def prompt_jacobian(
     return jacobian(outputs, torch.cat([part.flatten(1) for part in parts], -1))[0]
 
 
+def singular_values(
+    model: Transformer, prompt: Float[Tensor, "m d"] | Prefix, queries: Tensor, *, own_token: bool = True
+) -> Float[np.ndarray, " k"]:
+    """The singular values of DΦ at one prompt, in float64, over the largest one (all 0 if DΦ = 0), [min(N, D)]."""
+    values = torch.linalg.svdvals(prompt_jacobian(model, prompt, queries, own_token=own_token)).numpy()
+    return values / values[0] if values[0] > 0 else values
+
+
 def jacobian_rank(
     model: Transformer,
     prompt: Float[Tensor, "m d"] | Prefix,
@@ -105,12 +121,4 @@ def jacobian_rank(
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1, not {tolerance}")
-    singular = torch.linalg.svdvals(prompt_jacobian(model, prompt, queries, own_token=own_token))
-    return int((singular > tolerance * singular[0]).sum()) if singular[0] > 0 else 0
-
-
-def log2_count(count: int) -> float:
-    """log2 of a count, in bits; ValueError for a count below 1."""
-    if count < 1:
-        raise ValueError(f"a count must be at least 1, not {count}")
-    return math.log2(count)
+    return int((singular_values(model, prompt, queries, own_token=own_token) > tolerance).sum())

@@ -21,7 +21,11 @@ from prompt_memory.transformer import Transformer, TransformerConfig
 
 @dataclass(frozen=True)
 class BitReader:
-    """Recipe: `config`, `m` prompt tokens of `bits` bits a coordinate, `steps` batches of `batch` random prompts."""
+    """Recipe: `config`, `m` prompt tokens of `bits` bits a coordinate, `steps` batches of `batch` random prompts.
+
+    In the last two fifths of the steps a batch is the hardest part of `pool` times as many prompts: rare misreadings
+    have no weight in an average.
+    """
 
     config: TransformerConfig
     m: int
@@ -29,6 +33,7 @@ class BitReader:
     steps: int
     batch: int = 128
     learning_rate: float = 3e-3
+    pool: int = 1
     seed: int = 0
 
 
@@ -55,7 +60,7 @@ def _reader(d: int, m: int, bits: int, *, d_v: int, mlp: int, **schedule) -> Bit
 
 
 RECIPES = {
-    "bit-reader-small": _reader(8, 2, 1, d_v=8, mlp=64, steps=1000),
+    "bit-reader-small": _reader(8, 2, 1, d_v=8, mlp=64, steps=1000, batch=64, pool=16, seed=1),
     "bit-reader": _reader(16, 8, 1, d_v=16, mlp=128, steps=1200, batch=32, learning_rate=4e-3),
 }
 
@@ -78,16 +83,25 @@ def train(recipe: BitReader) -> FrozenModel:
     values = grid(recipe.bits)
     adam = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, recipe.learning_rate, total_steps=recipe.steps)
-    for _ in range(recipe.steps):
-        number = torch.randint(len(values), (recipe.batch, recipe.m, recipe.config.d), generator=generator)
+    for step in range(recipe.steps):
+        pool = recipe.pool if step >= 0.6 * recipe.steps else 1
+        number = torch.randint(len(values), (pool * recipe.batch, recipe.m, recipe.config.d), generator=generator)
         prompts = values[number]
-        logits = model.transformer(prompts, model.queries)  # [R, n, 2]
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), bits_of(prompts, recipe.bits).flatten())
+        if pool > 1:
+            with torch.no_grad():
+                hardness = _losses(model, prompts).amax(1)
+            prompts = prompts[hardness.argsort(descending=True)[: recipe.batch]]
         adam.zero_grad()
-        loss.backward()
+        _losses(model, prompts).mean().backward()
         adam.step()
         schedule.step()
     return model.requires_grad_(False)
+
+
+def _losses(model: FrozenModel, prompts: Float[Tensor, "R m d"]) -> Float[Tensor, "R n"]:
+    logits = model.transformer(prompts, model.queries)  # [R, n, 2]
+    wanted = bits_of(prompts, model.recipe.bits)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
 
 
 def save(model: FrozenModel, path: Path) -> None:

@@ -33,12 +33,13 @@ def levenberg_marquardt(
     *,
     steps: int = 200,
     solved: float = 1e-26,
+    patience: int = 25,
 ) -> Fit:
     """Minimise the mean squared error of the outputs from `targets`, one damped Gauss–Newton run per row.
 
     Each run has its own damping λ: δ = −(JᵀJ + λI)⁻¹Jᵀr is taken if it lowers the error (λ falls by 3), refused if
-    not (λ grows by 4).  A run leaves the batch once its error is below `solved`, or its damping is so large that no
-    step helps.  Call it in float64.  ValueError if shapes disagree or something is not finite.
+    not (λ grows by 4).  A run leaves the batch once its error is below `solved`, or when `patience` steps have lowered
+    it by less than a thousandth: it sits in a local minimum.  Call it in float64.  ValueError if shapes disagree or something is not finite.
     """
     model.require_finite()
     R, m, d = start.shape
@@ -55,10 +56,11 @@ def levenberg_marquardt(
     error = (outputs(prompts) - goal).square().mean(1)
     damping = torch.full_like(error, 1e-2)
     used = torch.zeros(R, dtype=torch.long)
+    landmark, since = error.clone(), torch.zeros(R, dtype=torch.long)  # the last error that counted as progress
     identity = torch.eye(m * d, dtype=prompts.dtype)
     active = torch.arange(R)
     for _ in range(steps):
-        active = active[(error[active] > solved) & (damping[active] < 1e12)]
+        active = active[(error[active] > solved) & (since[active] < patience)]
         if not len(active):
             break
         p = prompts[active]
@@ -71,6 +73,9 @@ def levenberg_marquardt(
         prompts[active[better]] = (p + step)[better]
         error[active[better]] = trial[better]
         damping[active] = torch.where(better, (damping[active] / 3).clamp(min=1e-15), damping[active] * 4)
+        progress = error[active] < 0.999 * landmark[active]
+        landmark[active[progress]] = error[active[progress]]
+        since[active] = torch.where(progress, 0, since[active] + 1)
         used[active] += 1
     return Fit(prompts.unflatten(-1, (m, d)), error, used)
 

@@ -1,0 +1,551 @@
+"""Bounds against brute force: codebooks are enumerated, tails are fractions, ranks are measured."""
+
+import functools
+import itertools
+import math
+import random
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompt_memory import bounds, measure, tasks
+from prompt_memory.transformer import TransformerConfig
+
+torch.set_num_threads(1)
+# torch's own forward-mode derivatives still use it
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+CLASSES = st.integers(2, 40)
+FRACTIONS = st.floats(0, 1)
+quick = settings(deadline=None, max_examples=60, derandomize=True)
+
+
+# --- counting ------------------------------------------------------------------------------------------------------
+
+
+def test_counting_bits():
+    assert bounds.counting_bits(768, 20, 16) == 245760
+    assert bounds.counting_bits(2, 3, 5) == 30
+    assert bounds.hard_prompt_bits(65536, 20) == 320
+    assert 2 ** bounds.hard_prompt_bits(3, 4) == pytest.approx(len(list(itertools.product(range(3), repeat=4))))
+
+
+@pytest.mark.parametrize(("d", "bits"), [(1, 1), (2, 1), (1, 2), (3, 1), (2, 2)])
+@pytest.mark.parametrize("m", [1, 2, 3, 5])
+def test_multiset_bits_counts_unordered_prompts(d, m, bits):
+    tokens = range(len(list(itertools.product(range(2**bits), repeat=d))))
+    multisets = sum(1 for _ in itertools.combinations_with_replacement(tokens, m))
+    assert bounds.multiset_bits(d, m, bits) == pytest.approx(math.log2(multisets), rel=1e-13)
+
+
+@quick
+@given(d=st.integers(1, 900), m=st.integers(1, 200), bits=st.integers(1, 32))
+def test_an_unordered_prompt_has_fewer_bits(d, m, bits):
+    unordered, ordered = bounds.multiset_bits(d, m, bits), bounds.counting_bits(d, m, bits)
+    assert math.isfinite(unordered)
+    assert unordered <= ordered * (1 + 1e-12)
+    # at most m! orders of one multiset
+    assert unordered >= ordered - sum(math.log2(k) for k in range(1, m + 1)) - 1e-9 * ordered
+    assert bounds.multiset_bits(d, m + 1, bits) > unordered
+    if m == 1:
+        assert unordered == ordered
+
+
+@quick
+@given(d=st.integers(1, 12), m=st.integers(1, 5000))
+def test_multiset_bits_is_the_logarithm_of_a_binomial(d, m):
+    exact = math.log2(math.comb(2**d + m - 1, m))
+    assert bounds.multiset_bits(d, m, 1) == pytest.approx(exact, rel=1e-12)
+
+
+def test_a_long_unordered_prompt_is_worth_only_logarithms():
+    assert bounds.multiset_bits(1, 10**5, 1) == pytest.approx(math.log2(10**5 + 1))
+    assert bounds.multiset_bits(768, 20, 16) == pytest.approx(245760 - math.log2(math.factorial(20)))
+
+
+def test_numpy_integers_count_like_integers():
+    assert bounds.counting_bits(np.int8(100), np.int8(100), np.int8(3)) == 30000
+    assert bounds.multiset_bits(np.int64(64), np.int64(2), np.int64(1)) == bounds.multiset_bits(64, 2, 1)
+
+
+# --- rate and distortion -------------------------------------------------------------------------------------------
+
+
+@quick
+@given(q=CLASSES, x=FRACTIONS, y=FRACTIONS, share=FRACTIONS)
+def test_the_rate_decreases_and_is_convex(q, x, y, share):
+    between = bounds.rate(share * x + (1 - share) * y, q)
+    assert between <= share * bounds.rate(x, q) + (1 - share) * bounds.rate(y, q) + 1e-12
+    low, high = sorted((x, y))
+    assert 0 <= bounds.rate(high, q) <= bounds.rate(low, q) + 1e-12
+    assert bounds.rate(0, q) == math.log2(q)
+    assert bounds.rate(1 - 1 / q, q) == bounds.rate(1, q) == 0
+    assert bounds.rate((1 - 1 / q) * 0.999, q) > 0
+
+
+@pytest.mark.parametrize("q", [2, 3, 5])
+@pytest.mark.parametrize("slope", [0.3, 1.0, 3.0])
+def test_the_rate_is_what_blahut_and_arimoto_find(q, slope):
+    """Their algorithm minimises mutual information over all channels, from a start without symmetry."""
+    distortion = 1 - np.eye(q)
+    output = np.arange(1.0, q + 1) / sum(range(1, q + 1))
+    for _ in range(4000):
+        channel = output * np.exp(-slope * distortion)
+        channel /= channel.sum(1, keepdims=True)
+        output = channel.mean(0)
+    information = (channel * np.log2(channel / output)).sum(1).mean()
+    assert bounds.rate((channel * distortion).sum(1).mean(), q) == pytest.approx(information, abs=1e-9)
+
+
+@quick
+@given(q=st.integers(2, 4), data=st.data())
+def test_no_channel_beats_the_rate(q, data):
+    weights = data.draw(st.lists(st.floats(0.001, 1), min_size=q * q, max_size=q * q))
+    channel = np.array(weights).reshape(q, q) + data.draw(st.floats(0, 20)) * np.eye(q)
+    channel /= channel.sum(1, keepdims=True)
+    information = (channel * np.log2(channel / channel.mean(0))).sum(1).mean()
+    assert bounds.rate(1 - np.trace(channel) / q, q) <= information + 1e-12
+
+
+@quick
+@given(q=CLASSES, n=st.integers(1, 10**6), fraction=st.floats(1e-6, 0.999))
+def test_the_recall_ceiling_inverts_the_rate(q, n, fraction):
+    bits = fraction * n * math.log2(q)
+    ceiling = bounds.recall_ceiling(bits, n, q)
+    assert 1 / q < ceiling < 1
+    assert n * bounds.rate(1 - ceiling, q) == pytest.approx(bits, rel=1e-6)
+    assert bounds.recall_ceiling(1.01 * bits, n, q) > ceiling
+    assert bounds.recall_ceiling(bits, n + 1, q) <= ceiling
+    pinsker = bounds.pinsker_recall_ceiling(bits, n, q)
+    assert ceiling <= pinsker + 1e-12
+    assert pinsker == pytest.approx(min(1, 1 / q + math.sqrt(bits * math.log(2) / (2 * n))))
+
+
+@pytest.mark.parametrize("q", [2, 3, 50257])
+def test_the_ends_of_the_recall_ceiling(q):
+    assert bounds.recall_ceiling(0, 10, q) == 1 / q
+    assert bounds.recall_ceiling(10 * math.log2(q), 10, q) == 1
+    assert bounds.recall_ceiling(math.inf, 10, q) == 1
+    assert bounds.recall_ceiling(1e-9, 10, q) == pytest.approx(1 / q, rel=1e-2)
+
+
+# --- bounds for codebooks that are enumerated ----------------------------------------------------------------------
+
+
+def agreements(codebook, n, q):
+    """How many labels the best row of the codebook has right, for each of the q^n labelings."""
+    labelings = np.array(list(itertools.product(range(q), repeat=n)))
+    return (labelings[:, None, :] == np.asarray(codebook)[None]).sum(-1).max(1)
+
+
+def check_codebook(codebook, n, q):
+    codebook = np.unique(codebook, axis=0)
+    bits = math.log2(len(codebook))
+    best = agreements(codebook, n, q)
+    slack = 1e-9
+    assert best.mean() / n <= bounds.recall_ceiling(bits, n, q) + slack
+    assert best.mean() / n <= bounds.best_recall_ceiling(bits, n, q) + slack
+    for k in range(n + 1):
+        assert (best >= k).mean() <= 2 ** bounds.recall_tail_bits(bits, n, q, k / n) * (1 + slack)
+
+
+def linear_code(generators):
+    generators = np.array(generators)
+    return np.array(list(itertools.product(range(2), repeat=len(generators)))) @ generators % 2
+
+
+HAMMING = linear_code([[1, 0, 0, 0, 0, 1, 1], [0, 1, 0, 0, 1, 0, 1], [0, 0, 1, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1]])
+CODEBOOKS = {
+    "one word": (np.zeros((1, 8), int), 2),
+    "one word of four letters": (np.zeros((1, 5), int), 4),
+    "repetition, two letters": (np.repeat([[0], [1]], 9, axis=1), 2),
+    "repetition, three letters": (np.repeat([[0], [1], [2]], 6, axis=1), 3),
+    "Hamming": (HAMMING, 2),
+    "its dual": (linear_code([[0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 0, 0, 1, 1], [1, 0, 1, 0, 1, 0, 1]]), 2),
+    "even weight": (linear_code(np.eye(7, 8, dtype=int) + np.eye(8, dtype=int)[7]), 2),
+    "tetracode": (
+        np.array([[a, b, (a + b) % 3, (a - b) % 3] for a in range(3) for b in range(3)]),
+        3,
+    ),
+    "a ball": (np.vstack([np.zeros((1, 8), int), np.eye(8, dtype=int)]), 2),
+    "everything": (np.array(list(itertools.product(range(3), repeat=5))), 3),
+    "all but one letter": (np.array(list(itertools.product(range(2), repeat=6))), 3),
+}
+
+
+@pytest.mark.parametrize("name", CODEBOOKS)
+def test_no_classical_code_recalls_more_than_allowed(name):
+    codebook, q = CODEBOOKS[name]
+    check_codebook(codebook, codebook.shape[1], q)
+
+
+@quick
+@given(shape=st.sampled_from([(1, 2), (2, 2), (4, 2), (8, 2), (3, 3), (5, 3), (4, 4), (3, 6)]), data=st.data())
+def test_no_random_codebook_recalls_more_than_allowed(shape, data):
+    n, q = shape
+    row = st.lists(st.integers(0, q - 1), min_size=n, max_size=n)
+    check_codebook(data.draw(st.lists(row, min_size=1, max_size=min(40, q**n))), n, q)
+
+
+def test_the_tail_is_attained_by_one_word_and_by_a_perfect_code():
+    for n, q in ((6, 2), (5, 3)):
+        best = agreements(np.zeros((1, n), int), n, q)
+        for k in range(n + 1):
+            assert 2 ** bounds.recall_tail_bits(0, n, q, k / n) == pytest.approx((best >= k).mean(), rel=1e-12)
+        assert bounds.best_recall_ceiling(0, n, q) == pytest.approx(1 / q, rel=1e-12)
+    # the balls of radius 1 around the 16 words of the Hamming code fill the space
+    best = agreements(HAMMING, 7, 2)
+    assert 2 ** bounds.recall_tail_bits(4, 7, 2, 1.0) == pytest.approx((best == 7).mean(), rel=1e-12)
+    assert bounds.recall_tail_bits(4, 7, 2, 6 / 7) == pytest.approx(0, abs=1e-12)
+    assert best.min() == 6
+    assert bounds.best_recall_ceiling(4, 7, 2) == pytest.approx(best.mean() / 7, rel=1e-12)
+
+
+# --- sharp tails in exact arithmetic -------------------------------------------------------------------------------
+
+
+@functools.cache
+def tail_counts(n, q):
+    """How many of the q^n labelings agree with one row in at least k places, for k = 0 … n."""
+    counts = [math.comb(n, k) * (q - 1) ** (n - k) for k in range(n + 1)]
+    return list(itertools.accumulate(reversed(counts)))[::-1]
+
+
+def check_tail(bits, n, q, hits):
+    wanted = min(0.0, bits + math.log2(tail_counts(n, q)[hits]) - n * math.log2(q))
+    assert bounds.recall_tail_bits(bits, n, q, hits / n) == pytest.approx(wanted, rel=1e-10, abs=1e-10)
+    closed = bits - n * bounds.rate(1 - hits / n, q)
+    if hits / n >= 1 / q:
+        assert bounds.recall_tail_bits(bits, n, q, hits / n) <= closed + 1e-8
+
+
+@quick
+@given(q=st.integers(2, 30), n=st.integers(1, 120), data=st.data())
+def test_the_tail_is_exact_and_below_its_closed_form(q, n, data):
+    hits = data.draw(st.integers(0, n))
+    check_tail(data.draw(st.floats(0, 1.2)) * n * math.log2(q), n, q, hits)
+    if hits:  # between two counts the next one decides
+        inside = bounds.recall_tail_bits(0, n, q, (hits - 0.5) / n)
+        assert inside == bounds.recall_tail_bits(0, n, q, hits / n)
+
+
+@pytest.mark.parametrize(("n", "q"), [(1500, 2), (2500, 2), (700, 50)])
+def test_the_tail_is_exact_where_probabilities_underflow(n, q):
+    for hits in (n // q, n // 2 + n // 4, n - 1, n):
+        for bits in (0.0, 0.9 * n * math.log2(q), 2 * n * math.log2(q)):
+            check_tail(bits, n, q, hits)
+
+
+def check_best_recall(bits, n, q):
+    """2^bits is an integer here, so that the sum of minima is a fraction."""
+    total = sum(min(q**n, 2**bits * count) for count in tail_counts(n, q)[1:])
+    assert bounds.best_recall_ceiling(float(bits), n, q) == pytest.approx(float(Fraction(total, n * q**n)), rel=1e-10)
+
+
+@quick
+@given(q=st.integers(2, 10), n=st.integers(1, 60), bits=st.integers(0, 250))
+def test_the_best_recall_ceiling_is_its_exact_sum(q, n, bits):
+    check_best_recall(bits, n, q)
+    ceiling = bounds.best_recall_ceiling(bits, n, q)
+    assert 1 / q - 1e-12 <= ceiling <= min(1.0, bounds.best_recall_ceiling(bits + 1, n, q)) + 1e-12
+
+
+@pytest.mark.parametrize("bits", [0, 600, 1100, 1199, 1300])
+def test_the_best_recall_ceiling_where_probabilities_underflow(bits):
+    check_best_recall(bits, 1200, 2)
+
+
+@pytest.mark.parametrize(("n", "q", "words"), [(3, 2, 1), (3, 2, 3), (2, 3, 2), (1, 4, 3), (2, 2, 5)])
+def test_random_code_recall_is_the_mean_over_all_codes(n, q, words):
+    codes = itertools.product(itertools.product(range(q), repeat=n), repeat=words)
+    mean = np.mean([agreements(code, n, q).mean() for code in codes]) / n
+    assert bounds.random_code_recall(math.log2(words), n, q) == pytest.approx(mean, rel=1e-12)
+
+
+@quick
+@given(q=st.integers(2, 10), n=st.integers(1, 3000), fraction=st.floats(0, 2))
+def test_a_random_code_is_below_the_ceiling(q, n, fraction):
+    bits = fraction * n * math.log2(q)
+    recall = bounds.random_code_recall(bits, n, q)
+    assert 1 / q - 1e-9 <= recall <= bounds.best_recall_ceiling(bits, n, q) + 1e-9
+    assert bounds.random_code_recall(bits + 1, n, q) >= recall - 1e-12
+
+
+def test_everything_can_be_recalled_with_enough_bits():
+    for n, q in ((1, 2), (50, 3), (3000, 2), (20000, 2)):
+        assert bounds.best_recall_ceiling(2.0 * n * math.log2(q), n, q) == pytest.approx(1)
+        assert bounds.recall_tail_bits(2.0 * n * math.log2(q), n, q, 1.0) == 0
+
+
+# --- effective dimension -------------------------------------------------------------------------------------------
+
+
+def measured_rank(config, m, tuning, read, own_token, *, n, seed):
+    """rank DΦ at a random prompt of a random network, for more queries than coordinates unless `n` is given."""
+    generator = torch.Generator().manual_seed(seed)
+    coordinates = config.d if tuning == "soft" else config.depth * config.heads * (config.d_k + config.d_v)
+    n = n or 2 * m * coordinates + 8
+    model, prompt, queries = tasks.generic_instance(config, m, n, tuning=tuning, read=read, generator=generator)
+    if read == "moving" and seed % 2:  # another token before the one that is read
+        queries = torch.cat([torch.randn(queries.shape, generator=generator), queries], 1)
+    if config.d - (config.norm == "layer") == 1 and config.norm != "none" and config.norm_eps == 0:
+        # all that a layer reads is a sign, and a rank relative to rounding errors means nothing
+        assert measure.prompt_jacobian(model, prompt, queries, own_token=own_token).abs().max() < 1e-9
+        return 0
+    return measure.jacobian_rank(model, prompt, queries, own_token=own_token)
+
+
+def assert_rank(wanted, config, m, tuning="soft", read="moving", own_token=True, *, n=None, seed=0, draws=8):
+    """The rank is `wanted` at some prompt and never above; returns how many draws it took.
+
+    A rank below the maximum happens on a set of measure zero, but near it, where a softmax saturates, the smallest
+    singular values drown in rounding.  Then another network is drawn.
+    """
+    for draw in range(draws):
+        rank = measured_rank(config, m, tuning, read, own_token, n=n, seed=seed + 10**6 * draw)
+        assert rank <= wanted, (config, m, tuning, read, own_token)
+        if rank == wanted:
+            return draw + 1
+    raise AssertionError(f"rank {rank}, never {wanted}: {(config, m, tuning, read, own_token)}")
+
+
+WIDE = TransformerConfig(d=5, q=6, depth=1, heads=2, d_k=3, d_v=3, mlp=7)
+TABLE = [
+    # what is changed, and D_eff / m for soft prompts of width 5
+    ({}, 5),
+    ({"depth": 2}, 5),
+    ({"heads": 1, "d_k": 1, "d_v": 2}, 3),
+    ({"heads": 1, "d_k": 1, "d_v": 2, "mlp": 0}, 3),
+    ({"norm": "rms", "norm_eps": 0.0}, 4),
+    ({"norm": "rms", "norm_eps": 0.0, "depth": 2}, 5),
+    ({"norm": "rms", "norm_eps": 0.1}, 5),
+    ({"norm": "rms", "norm_eps": 0.1, "depth": 2}, 5),
+    ({"norm": "layer", "norm_eps": 0.0}, 3),
+    ({"norm": "layer", "norm_eps": 0.0, "depth": 2}, 4),
+    ({"norm": "layer", "norm_eps": 0.1}, 4),
+    ({"norm": "layer", "norm_eps": 0.1, "depth": 2}, 4),
+    ({"norm": "rms", "norm_eps": 0.0, "depth": 2, "causal": True, "positions": "learned"}, 5),
+    ({"norm": "rms", "norm_eps": 0.0, "positions": "rotary", "d_k": 2}, 4),
+    ({"norm": "layer", "norm_eps": 0.0, "depth": 2, "mlp": 0}, 4),
+    ({"causal": True, "depth": 2, "heads": 1, "d_k": 1, "d_v": 1}, 4),
+    ({"causal": True, "depth": 3, "heads": 1, "d_k": 1, "d_v": 1}, 5),
+]
+
+
+@pytest.mark.parametrize(("changes", "per_token"), TABLE, ids=str)
+def test_the_table_of_soft_prompts(changes, per_token):
+    config = replace(WIDE, **changes)
+    for m in (1, 2, 3):
+        assert bounds.effective_dimension(config, m) == per_token * m
+        assert_rank(per_token * m, config, m)
+
+
+@pytest.mark.parametrize("norm", ["none", "rms", "layer"])
+def test_the_table_of_prefixes(norm):
+    for depth, heads, d_k, d_v, m in ((1, 1, 2, 3, 2), (1, 2, 1, 2, 2), (2, 1, 2, 2, 1), (2, 2, 1, 1, 2)):
+        config = TransformerConfig(d=5, q=6, depth=depth, heads=heads, d_k=d_k, d_v=d_v, norm=norm, norm_eps=0.0)
+        wanted = depth * m * heads * (d_k + d_v)
+        assert bounds.effective_dimension(config, m, tuning="prefix") == wanted
+        assert_rank(wanted, config, m, "prefix")
+
+
+@pytest.mark.parametrize("tuning", ["soft", "prefix"])
+def test_one_layer_read_at_one_fixed_token(tuning):
+    for heads, d_v in ((1, 2), (2, 1), (2, 2)):
+        config = TransformerConfig(d=5, q=6, heads=heads, d_k=2, d_v=d_v)
+        wanted = heads * (1 + d_v)
+        for m in (3, 4):
+            assert bounds.effective_dimension(config, m, tuning=tuning, read="fixed") == wanted
+            assert_rank(wanted, config, m, tuning, "fixed", True)
+            # without own tokens only the ratios of the sums are seen
+            assert bounds.effective_dimension(config, m, tuning=tuning, read="fixed", own_token=False) == heads * d_v
+            assert_rank(heads * d_v, config, m, tuning, "fixed", False)
+
+
+def random_architecture(rng):
+    positions = rng.choice(["none", "learned", "rotary"])
+    causal = rng.random() < 0.5
+    d = rng.randint(3, 6)  # exponentials of one real number are told apart only beyond float64
+    config = TransformerConfig(
+        d=d,
+        q=d + 1,
+        depth=rng.choice([1, 1, 2, 3]),
+        heads=rng.choice([1, 1, 2, 3]),
+        d_k=rng.choice([2, 4] if positions == "rotary" else [1, 2, 3]),
+        d_v=rng.choice([1, 2, 3, 6]),
+        mlp=rng.choice([0, 0, 8]),
+        activation=rng.choice(["gelu", "relu"]),
+        norm=rng.choice(["none", "rms", "layer"]),
+        norm_eps=rng.choice([0.0, 0.1]),
+        causal=causal,
+        positions=positions,
+        inverse_temperature=rng.choice([1.0, 1.7]),
+        context_scaling=rng.choice(["none", "none", "log"]) if not causal else "none",
+    )
+    options = (rng.choice(["soft", "prefix"]), rng.choice(["fixed", "moving"]), rng.random() < 0.6)
+    return config, rng.randint(1, 3), options
+
+
+def test_a_norm_that_leaves_a_sign_shows_no_prompt():
+    for d, norm in ((1, "rms"), (2, "layer")):
+        for depth in (1, 2):
+            config = TransformerConfig(d=d, q=d + 1, depth=depth, norm=norm, norm_eps=0.0)
+            assert bounds.effective_dimension(config, 2) == 0
+            assert_rank(0, config, 2)
+            assert bounds.effective_dimension(replace(config, norm_eps=0.1), 2) == 2
+            assert_rank(2, replace(config, norm_eps=0.1), 2)
+
+
+def test_the_effective_dimension_is_the_rank_of_every_architecture():
+    rng = random.Random(1)
+    seen, options_seen = Counter(), Counter()
+    for seed in range(300):
+        config, m, options = random_architecture(rng)
+        tuning, read, own_token = options
+        seen["drawn"] += 1
+        try:
+            wanted = bounds.effective_dimension(config, m, tuning=tuning, read=read, own_token=own_token)
+        except ValueError:
+            continue  # not proved; that at most a fifth is refused is checked below
+        seen["measured"] += 1
+        options_seen[options] += 1
+        seen["repeated"] += assert_rank(wanted, config, m, *options, seed=seed) > 1
+    assert seen["measured"] >= max(240, 0.8 * seen["drawn"]), seen
+    assert seen["repeated"] <= 0.05 * seen["measured"], seen
+    assert len(options_seen) == 8
+    assert min(options_seen.values()) >= 10, options_seen
+
+
+def test_few_queries_show_n_times_c_coordinates():
+    rng = random.Random(2)
+    limited = 0
+    for seed in range(50):
+        config, m, _ = random_architecture(rng)
+        config = replace(config, depth=max(2, config.depth), q=rng.choice([2, 3, config.d + 1]))
+        if config.d - (config.norm == "layer") < 2:
+            continue
+        try:
+            dimension = bounds.effective_dimension(config, m)
+        except ValueError:
+            continue
+        for n in (1, 2, 3):
+            shown = n * bounds.outputs_per_query(config, config.q)
+            limited += shown < dimension
+            assert_rank(min(dimension, shown), config, m, seed=seed, n=n)
+    assert limited >= 40
+
+
+def test_a_wide_key_needs_more_queries_than_the_count_of_outputs_suggests():
+    """One layer and n queries see a key only through n logits, so that min(D_eff, n·c) is a bound and not the rank."""
+    config = TransformerConfig(d=4, q=4, d_k=4, d_v=4)
+    assert bounds.effective_dimension(config, 1, tuning="prefix") == 8
+    assert bounds.outputs_per_query(config, 4) == 4
+    for n, rank in ((1, 4), (2, 6), (3, 7), (4, 8)):
+        assert_rank(rank, config, 1, "prefix", n=n)
+
+
+def test_outputs_per_query():
+    config = TransformerConfig(d=6, q=9, d_k=2, d_v=8)
+    assert bounds.outputs_per_query(config) == 6
+    assert bounds.outputs_per_query(config, 4) == 4
+    assert bounds.outputs_per_query(replace(config, norm="rms", norm_eps=0.0)) == 5
+    assert bounds.outputs_per_query(replace(config, norm="rms")) == 6
+    assert bounds.outputs_per_query(replace(config, norm="layer", norm_eps=0.0)) == 4
+    assert bounds.outputs_per_query(replace(config, norm="layer")) == 5
+    assert bounds.outputs_per_query(replace(config, d_v=2)) == 2
+    assert bounds.outputs_per_query(replace(config, d_v=2, depth=2)) == 4
+
+
+# --- types and bad input -------------------------------------------------------------------------------------------
+
+
+def test_scalars_are_floats_and_dimensions_integers():
+    for value in (
+        bounds.counting_bits(2, 2, 2),
+        bounds.multiset_bits(2, 2, 2),
+        bounds.hard_prompt_bits(4, 2),
+        bounds.rate(0, 4),
+        bounds.rate(0.1, 4),
+        bounds.rate(1, 4),
+        bounds.recall_ceiling(0, 4, 2),
+        bounds.recall_ceiling(2, 4, 2),
+        bounds.recall_ceiling(8, 4, 2),
+        bounds.recall_tail_bits(0, 4, 2, 0),
+        bounds.recall_tail_bits(1, 4, 2, 1),
+        bounds.best_recall_ceiling(1, 4, 2),
+        bounds.random_code_recall(1, 4, 2),
+        bounds.pinsker_recall_ceiling(1, 4, 2),
+    ):
+        assert type(value) is float
+    assert type(bounds.effective_dimension(WIDE, 2)) is int
+    assert type(bounds.outputs_per_query(WIDE)) is int
+
+
+NARROW = TransformerConfig(d=8, q=9, depth=2, heads=1, d_k=1, d_v=1)
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bounds.counting_bits(0, 1, 1), "d must be an integer >= 1, not 0"),
+        (lambda: bounds.counting_bits(1, -1, 1), "m must be an integer >= 1, not -1"),
+        (lambda: bounds.counting_bits(1, 1, 1.5), r"bits_per_coordinate must be an integer >= 1, not 1\.5"),
+        (lambda: bounds.counting_bits(True, 1, 1), "d must be an integer >= 1, not True"),
+        (lambda: bounds.multiset_bits(2, 0, 1), "m must be an integer >= 1, not 0"),
+        (lambda: bounds.multiset_bits("2", 1, 1), "d must be an integer >= 1, not '2'"),
+        (lambda: bounds.hard_prompt_bits(0, 1), "vocabulary must be an integer >= 1, not 0"),
+        (lambda: bounds.hard_prompt_bits(2, 0), "m must be an integer >= 1, not 0"),
+        (lambda: bounds.rate(-0.1, 2), "between 0 and 1"),
+        (lambda: bounds.rate(1.1, 2), "between 0 and 1"),
+        (lambda: bounds.rate(NAN, 2), "between 0 and 1, not nan"),
+        (lambda: bounds.rate(0.1, 1), "q, the number of classes, must be an integer >= 2, not 1"),
+        (lambda: bounds.rate(0.1, 2.0), "q, the number of classes"),
+        (lambda: bounds.recall_ceiling(-1, 2, 2), "bits must be a number >= 0, not -1"),
+        (lambda: bounds.recall_ceiling(NAN, 2, 2), "bits must be a number >= 0, not nan"),
+        (lambda: bounds.recall_ceiling(1, 0, 2), "n must be an integer >= 1"),
+        (lambda: bounds.recall_ceiling(1, 2, 1), "q, the number of classes"),
+        (lambda: bounds.recall_tail_bits(1, 2, 2, 1.5), "recall is a fraction"),
+        (lambda: bounds.recall_tail_bits(1, 2, 2, NAN), "recall is a fraction"),
+        (lambda: bounds.recall_tail_bits(-1, 2, 2, 1), "bits must be"),
+        (lambda: bounds.recall_tail_bits(1, -2, 2, 1), "n must be"),
+        (lambda: bounds.recall_tail_bits(1, 2, True, 1), "q, the number of classes"),
+        (lambda: bounds.best_recall_ceiling(-1, 2, 2), "bits must be"),
+        (lambda: bounds.best_recall_ceiling(1, 2.5, 2), "n must be"),
+        (lambda: bounds.best_recall_ceiling(1, 2, 0), "q, the number of classes"),
+        (lambda: bounds.random_code_recall(NAN, 2, 2), "bits must be"),
+        (lambda: bounds.random_code_recall(1, 0, 2), "n must be"),
+        (lambda: bounds.random_code_recall(1, 2, 1), "q, the number of classes"),
+        (lambda: bounds.pinsker_recall_ceiling(-1, 2, 2), "bits must be"),
+        (lambda: bounds.pinsker_recall_ceiling(1, 0, 2), "n must be"),
+        (lambda: bounds.pinsker_recall_ceiling(1, 2, 1), "q, the number of classes"),
+        (lambda: bounds.effective_dimension(WIDE, 0), "m must be an integer >= 1, not 0"),
+        (lambda: bounds.effective_dimension(WIDE, 1, tuning="lora"), "tuning must be one of soft, prefix, not 'lora'"),
+        (lambda: bounds.effective_dimension(WIDE, 1, read="last"), "read must be one of fixed, moving, not 'last'"),
+        (lambda: bounds.effective_dimension(NARROW, 2), "heads so narrow"),
+        (lambda: bounds.effective_dimension(NARROW, 2, own_token=False), "without own tokens"),
+        (lambda: bounds.effective_dimension(NARROW, 2, tuning="prefix", own_token=False), "only with an MLP"),
+        (
+            lambda: bounds.effective_dimension(replace(NARROW, d=2, norm="layer", norm_eps=0.0), 2, tuning="prefix"),
+            "only a sign",
+        ),
+        (
+            lambda: bounds.effective_dimension(replace(NARROW, d=3, d_k=4, positions="rotary"), 2, tuning="prefix"),
+            "d_k <= d",
+        ),
+        (
+            lambda: bounds.effective_dimension(replace(NARROW, depth=1, d_k=2, positions="rotary"), 2, own_token=False),
+            "heads \\* d_v >= d",
+        ),
+    ],
+)
+def test_bad_input_gets_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
