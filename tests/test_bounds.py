@@ -392,6 +392,20 @@ def random_architecture(rng):
     return config, rng.randint(1, 3), options
 
 
+def test_a_fixed_token_asks_for_few_directions_in_the_last_layer():
+    """Without an MLP its query spans its embedding and what the layers before have written, here 1 + 1 dimensions."""
+    narrow = TransformerConfig(d=9, q=10, depth=2, d_k=4, d_v=1, causal=True)
+    for tuning, read, per_token in (
+        ("soft", "moving", 9),
+        ("soft", "fixed", (4 + 1) + (2 + 1)),
+        ("prefix", "moving", 2 * (4 + 1)),
+        ("prefix", "fixed", (4 + 1) + (2 + 1)),
+    ):
+        for m in (1, 2):
+            assert bounds.effective_dimension(narrow, m, tuning=tuning, read=read) == per_token * m
+            assert_rank(per_token * m, narrow, m, tuning, read)
+
+
 def test_a_norm_that_leaves_a_sign_shows_no_prompt():
     for d, norm in ((1, "rms"), (2, "layer")):
         for depth in (1, 2):
@@ -549,3 +563,12 @@ def test_bad_input_gets_one_sentence(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("bits", "n", "q"), [(0, 10, 2), (3, 12, 2), (5, 9, 3), (40, 200, 4)])
+def test_the_recall_quantile_is_the_last_recall_that_is_not_too_rare(bits, n, q):
+    k = round(bounds.recall_quantile(bits, n, q, -10.0) * n)
+    assert bounds.recall_tail_bits(bits, n, q, k / n) > -10
+    assert k == n or bounds.recall_tail_bits(bits, n, q, (k + 1) / n) <= -10
+    with pytest.raises(ValueError, match="log2_probability must be a number < 0"):
+        bounds.recall_quantile(bits, n, q, 0.5)

@@ -162,3 +162,22 @@ def test_the_verdict_box_shows_the_worst_first_and_escapes(record):
 def test_numbers_read_well():
     shown = [claims.number(value) for value in (None, "inf", 65536, 0.123456, -1e-9, [0.1, 0.25], [1, 2, 3])]
     assert shown == ["–", "∞", "65,536", "0.1235", "−1e−09", "[0.1, 0.25]", "3 values"]
+
+
+def test_a_mean_of_many_weak_variables_is_judged_by_mcdiarmid():
+    record = claims.Recorder("x", profile="smoke", seed=0)
+    common = {"theorem": "t", "statement": "s", "samples": 10, "variables": 10_000}
+    record.sampled("under", mean=0.52, bound=0.5, **common)
+    record.sampled("over", mean=0.54, bound=0.5, **common)
+    assert [record.records[key]["verdict"] for key in ("under", "over")] == ["not refuted", "violated"]
+    reach = np.sqrt(np.log(claims.FAMILY / claims.LEVEL) / 20_000)
+    assert record.records["over"]["limit"] == pytest.approx(0.54 - reach)
+    assert record.records["under"]["detectable"] == pytest.approx(0.5 + reach)
+
+
+def test_a_bound_that_is_a_quantile_counts_as_sampled():
+    record = claims.Recorder("x", profile="smoke", seed=0)
+    record.theorem("q", theorem="t", statement="s", measured=[0.1, 0.2], bound=0.3, tail=True)
+    record.theorem("r", theorem="t", statement="s", measured=[0.1, 0.4], bound=0.3, tail=True)
+    assert [record.records[key]["verdict"] for key in "qr"] == ["not refuted", "violated"]
+    assert record.comparisons == 4

@@ -117,3 +117,23 @@ def test_bad_input_gets_one_sentence(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_mcdiarmid_limits_cover_the_best_recall_of_a_code():
+    """The setting it is used in: the best of a few fixed tables against random labels, averaged over labelings."""
+    rng = np.random.default_rng(0)
+    tables = rng.integers(2, size=(16, 12))
+
+    def mean_recall(labelings):
+        labels = rng.integers(2, size=(labelings, 1, 12))
+        return (tables == labels).mean(-1).max(-1).mean()
+
+    truth = mean_recall(200_000)
+    limits = [intervals.mcdiarmid_limit(mean_recall(5), 5 * 12, 0.2, "lower") for _ in range(500)]
+    assert np.mean(np.array(limits) > truth) <= 0.2
+    assert intervals.mcdiarmid_limit(0.5, 50, 0.1, "upper") == pytest.approx(0.5 + np.sqrt(np.log(10) / 100))
+    low, high = intervals.mcdiarmid_limit(0.9, 8, 0.05)
+    assert low == pytest.approx(0.9 - np.sqrt(np.log(40) / 16))
+    assert high == 1.0
+    with pytest.raises(ValueError, match="variables must lie"):
+        intervals.mcdiarmid_limit(0.5, 0, 0.1)

@@ -219,6 +219,7 @@ NAN = torch.full((2, 3), math.nan)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: measure.behaviours(poisoned(), lambda i: normal(len(i), 2, 3), 4, normal(4, 3)), "holds NaN"),
         (lambda: measure.jacobian_rank(poisoned(), normal(2, 3), normal(4, 3)), "weight unembedding holds NaN"),
         (lambda: measure.jacobian_rank(network(), NAN, normal(4, 3)), "prompt hold NaN"),
         (lambda: measure.jacobian_rank(network(), normal(2, 3) / 0, normal(4, 3)), "prompt hold NaN or infinite"),

@@ -393,6 +393,11 @@ def poisoned(value):
         (lambda f: f(random_prefix(replace(WIDE, depth=2), 2, 1), normal(2, 4)), "a prefix needs keys"),
         (lambda f: f(random_prefix(replace(WIDE, d_v=2), 2, 1), normal(2, 4)), r"and values .*\[3, 2, 2, 3\]"),
         (lambda f: f(random_prefix(WIDE, 0, 1), normal(2, 4)), "at least one token, m >= 1"),
+        (lambda f: f(normal(2, 3, 4), normal(2, 4), read="first"), "read must be one of last, all, not 'first'"),
+        (
+            lambda f: f(Prefix(*(normal(r, 3, 2, 2, w) for r, w in ((1, 4), (2, 3)))), normal(2, 4)),
+            "a prefix needs keys",
+        ),
         (lambda f: poisoned(math.nan).require_finite(), r"the weight blocks\.1\.up holds NaN or infinite entries"),
         (lambda f: poisoned(math.inf).require_finite(), r"the weight blocks\.1\.up holds NaN or infinite entries"),
     ],

@@ -9,7 +9,8 @@ import math
 from typing import Literal
 
 import numpy as np
-from scipy import optimize, stats
+from jaxtyping import Float
+from scipy import special, stats
 
 # --- Theorem 1: counting -------------------------------------------------------------------------------------------
 
@@ -20,24 +21,25 @@ def counting_bits(d: int, m: int, bits_per_coordinate: int) -> float:
     No frozen network, however deep, can be made to memorise more labelings than there are prompts, so this bounds
     Mem_γ(m) for every margin γ >= 0 (Theorem 1).  ValueError if an argument is not an integer >= 1.
     """
-    _require_int(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
-    return float(bits_per_coordinate * d * m)
+    d, m, b = _positive_integers(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
+    return float(b * d * m)
 
 
 def multiset_bits(d: int, m: int, bits_per_coordinate: int) -> float:
     """log2 C(2^{bd} + m − 1, m), the bits in an unordered prompt of m tokens.
 
     Bounds Mem_γ(m) when the network cannot see the order of the prompt: without positions, bidirectional at any depth
-    or with one layer (Theorem 1).  Grows like 2^{bd} log2 m, not like m, once m is much larger than 2^{bd}.
+    or with one layer (Theorem 1; in exact arithmetic, as floating-point sums depend on the order in their last bit).
+    Grows like (2^{bd} − 1) log2 m, not like m, once m is much larger than 2^{bd}.
     ValueError if an argument is not an integer >= 1.
     """
-    _require_int(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
-    return _log2_binomial(2 ** (bits_per_coordinate * d) + m - 1, m)
+    d, m, b = _positive_integers(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
+    return _log2_binomial(2 ** (b * d) + m - 1, m)
 
 
 def hard_prompt_bits(vocabulary: int, m: int) -> float:
     """m log2(vocabulary), the bits in a hard prompt of m tokens (Theorem 1).  ValueError unless both are >= 1."""
-    _require_int(vocabulary=vocabulary, m=m)
+    vocabulary, m = _positive_integers(vocabulary=vocabulary, m=m)
     return m * math.log2(vocabulary)
 
 
@@ -48,15 +50,12 @@ def rate(distortion: float, q: int) -> float:
     random labels, this much information about each label is needed (Theorem 1).
     ValueError if D is outside [0, 1] or q is not an integer >= 2.
     """
-    _require_classes(q)
+    q = _classes(q)
     if not 0 <= distortion <= 1:
         raise ValueError(f"a distortion is a fraction between 0 and 1, not {distortion}")
-    if distortion >= 1 - 1 / q:
-        return 0.0
-    entropy = (
-        0.0 if distortion == 0 else -distortion * math.log2(distortion) - (1 - distortion) * math.log2(1 - distortion)
-    )
-    return max(0.0, math.log2(q) - entropy - distortion * math.log2(q - 1))
+    if distortion == 0:
+        return math.log2(q)
+    return 0.0 if distortion >= 1 - 1 / q else _rate_above_chance((1 - distortion) - 1 / q, q)
 
 
 def recall_ceiling(bits: float, n: int, q: int) -> float:
@@ -65,14 +64,22 @@ def recall_ceiling(bits: float, n: int, q: int) -> float:
     No tuning algorithm, given n uniform labels independent of network and queries, has a larger expected recall if
     its prompts show at most 2^bits behaviours (Theorem 1).  ValueError if bits < 0, n < 1 or q < 2.
     """
-    _require_int(n=n)
-    _require_classes(q)
-    _require_bits(bits)
+    n, q = _labels(bits, n, q)
     if bits >= n * math.log2(q):
         return 1.0
-    if bits == 0:
-        return 1 / q
-    return float(optimize.brentq(lambda a: n * rate(1 - a, q) - bits, 1 / q, 1.0, xtol=1e-15, rtol=1e-14))
+    low, high = 0.0, 1 - 1 / q  # bisection for the advantage over chance; its upper end errs on the safe side
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if n * _rate_above_chance(middle, q) < bits else (low, middle)
+    return min(1.0, 1 / q + high)
+
+
+def pinsker_recall_ceiling(bits: float, n: int, q: int) -> float:
+    """1/q + √(bits·ln 2 / (2n)), at most 1: a simple ceiling above `recall_ceiling`, as a fraction.
+
+    From R_q(1 − a) >= 2 (a − 1/q)² / ln 2, Pinsker's inequality (Theorem 1).  ValueError as in `recall_ceiling`.
+    """
+    n, q = _labels(bits, n, q)
+    return min(1.0, 1 / q + math.sqrt(bits * math.log(2) / (2 * n)))
 
 
 def recall_tail_bits(bits: float, n: int, q: int, recall: float) -> float:
@@ -83,13 +90,15 @@ def recall_tail_bits(bits: float, n: int, q: int, recall: float) -> float:
     bits − n R_q(1 − recall) for recall >= 1/q (Theorem 1).  ValueError as in `recall_ceiling`, or if `recall` is not
     between 0 and 1.
     """
-    _require_int(n=n)
-    _require_classes(q)
-    _require_bits(bits)
+    n, q = _labels(bits, n, q)
     if not 0 <= recall <= 1:
         raise ValueError(f"recall is a fraction between 0 and 1, not {recall}")
-    hits = math.ceil(recall * n - 1e-9)  # recall = k/n must not round up to k + 1
-    return min(0.0, bits + float(stats.binom.logsf(hits - 1, n, 1 / q)) / math.log(2))
+    hits = math.ceil(recall * n - 1e-9 - 1e-15 * n)  # recall = k/n must not round up to k + 1
+    if hits <= 0:
+        return 0.0
+    # where probabilities underflow they fall so fast that a million terms hold all of the sum
+    log_tail = _log_tails(hits, min(n, hits + 10**6), n, q)[0]
+    return min(0.0, bits + float(log_tail) / math.log(2))
 
 
 def best_recall_ceiling(bits: float, n: int, q: int) -> float:
@@ -98,11 +107,21 @@ def best_recall_ceiling(bits: float, n: int, q: int) -> float:
     Follows from the sharp converse by summing tails; unlike `recall_ceiling` it knows that n is finite, and is the
     smaller of the two in most of the range (Theorem 1).  ValueError as in `recall_ceiling`.
     """
-    _require_int(n=n)
-    _require_classes(q)
-    _require_bits(bits)
-    log_tail = stats.binom.logsf(np.arange(n), n, 1 / q)  # k = 1 … n
-    return float(np.exp(np.minimum(0.0, bits * math.log(2) + log_tail)).mean())
+    n, q = _labels(bits, n, q)
+    return float(np.exp(np.minimum(0.0, bits * math.log(2) + _log_tails(1, n, n, q))).mean())
+
+
+def recall_quantile(bits: float, n: int, q: int, log2_probability: float) -> float:
+    """The recall that some prompt exceeds with probability at most 2^log2_probability, as a fraction.
+
+    The largest k/n with bits + log2 Pr[Binomial(n, 1/q) >= k] > log2_probability (Theorem 1, strong converse).
+    ValueError as in `recall_ceiling`, or unless log2_probability < 0.
+    """
+    n, q = _labels(bits, n, q)
+    if not log2_probability < 0:
+        raise ValueError(f"log2_probability must be a number < 0, not {log2_probability}")
+    likely = bits * math.log(2) + _log_tails(1, n, n, q) > log2_probability * math.log(2)
+    return float(likely.sum() / n)
 
 
 def random_code_recall(bits: float, n: int, q: int) -> float:
@@ -111,24 +130,37 @@ def random_code_recall(bits: float, n: int, q: int) -> float:
     What 2^bits *independent uniform* behaviours would recall: a heuristic for a network, whose behaviours are neither,
     and exact for a random code.  Never above `best_recall_ceiling`.  ValueError as in `recall_ceiling`.
     """
-    _require_int(n=n)
-    _require_classes(q)
-    _require_bits(bits)
-    tail = stats.binom.sf(np.arange(n), n, 1 / q)
-    with np.errstate(divide="ignore"):  # log(1 − 1): a tail of one is certain
-        missed = np.exp(2.0**bits * np.log1p(-tail))
+    n, q = _labels(bits, n, q)
+    log_tail = _log_tails(1, n, n, q)
+    with np.errstate(divide="ignore", over="ignore"):  # certain successes, and more behaviours than a float counts
+        # log of −log(1 − tail), which is the log of the tail itself where that is small
+        log_hazard = np.where(log_tail < -30, log_tail, np.log(-np.log1p(-np.exp(log_tail))))
+        missed = np.exp(-np.exp(bits * math.log(2) + log_hazard))
     return float((1 - missed).mean())
 
 
-def pinsker_recall_ceiling(bits: float, n: int, q: int) -> float:
-    """1/q + √(bits·ln 2 / (2n)), at most 1: a simple ceiling above `recall_ceiling`, as a fraction.
+def _rate_above_chance(advantage: float, q: int) -> float:
+    """R_q(1 − a) at a = 1/q + advantage, in a form that does not cancel near chance."""
+    a = min(1.0, 1 / q + advantage)
+    nats = special.xlog1py(a, q * advantage) + special.xlog1py(1 - a, max(-1.0, -q * advantage / (q - 1)))
+    return max(0.0, float(nats) / math.log(2))
 
-    From R_q(1 − a) >= 2 (a − 1/q)² / ln 2, Pinsker's inequality (Theorem 1).  ValueError as in `recall_ceiling`.
+
+def _log_tails(first: int, last: int, n: int, q: int) -> Float[np.ndarray, " K"]:
+    """ln Pr[Binomial(n, 1/q) >= k] for k = first … last, where first >= 1.
+
+    Where the probability underflows, the logarithms of the single probabilities are added up from `last` downwards;
+    `last` must then be n, or so far out that what is beyond does not count.
     """
-    _require_int(n=n)
-    _require_classes(q)
-    _require_bits(bits)
-    return min(1.0, 1 / q + math.sqrt(bits * math.log(2) / (2 * n)))
+    k = np.arange(first, last + 1)
+    log_mass = (
+        special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
+        + (n - k) * math.log1p(-1 / q) - k * math.log(q)
+    )  # fmt: skip
+    summed = np.logaddexp.accumulate(log_mass[::-1])[::-1]
+    tail = stats.binom.sf(k - 1, n, 1 / q)  # more accurate, where it is a normal number
+    with np.errstate(divide="ignore"):
+        return np.minimum(0.0, np.where(tail > 1e-290, np.log(tail), summed))
 
 
 # --- Theorem 3: dimension ------------------------------------------------------------------------------------------
@@ -144,18 +176,23 @@ def effective_dimension(
 ) -> int:
     """D_eff = max rank DΦ, the number of real coordinates of a prompt that the outputs can see (Theorem 3).
 
-    For generic weights, queries and prompts, enough queries and q >= d outputs.  `read="moving"`: the token at which
-    the output is read differs between queries; `"fixed"`: it is always the same and only the other tokens of the
-    query vary.  `own_token=False`: queries see the prompt only, not themselves.  `config.norm_eps` decides whether
-    the norms are exactly scale-invariant.  With e the dimensions a norm leaves to a token and r = min(e, H(d_k + d_v)):
-    one layer gives m·r, causal depth L gives m·min(e, L r), prefix tuning gives L m H(d_k + d_v), one layer read at a
-    fixed token min(m e, H(1 + d_v)); without own tokens the shifts that a softmax cannot see are subtracted.
-    Returns an int.  ValueError for m < 1, an unknown option, or a network for which no formula is proved.
+    For generic weights, queries and prompts, smooth activations, enough queries and q >= d outputs.  `read="moving"`:
+    the token at which the output is read differs between queries; `"fixed"`: it is always the same, at the same
+    position, and only the other tokens of the query vary.  `own_token=False`: queries see the prompt only, not
+    themselves.  `config.norm_eps` decides whether the norms are exactly scale-invariant.
+
+    With e the dimensions that norms leave to a token (d; d − 1 for LayerNorm; one less for one layer and norm_eps = 0):
+    one layer gives m·min(e, H(d_k + d_v)), causal depth L gives m·min(e, L H(d_k + d_v)), bidirectional depth m·e,
+    prefix tuning L m H(d_k + d_v), one layer read at a fixed token at most H(1 + d_v); without own tokens the shifts
+    that a softmax cannot see are subtracted.  Returns an int.
+    ValueError for m < 1, an unknown option, or a network for which no formula is established.
     """
-    _require_int(m=m)
+    (m,) = _positive_integers(m=m)
     for name, value, allowed in (("tuning", tuning, ("soft", "prefix")), ("read", read, ("fixed", "moving"))):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    if config.norm == "layer" and config.d == 1:
+        raise ValueError("LayerNorm of a single coordinate is always zero: give d >= 2")
     count = _soft_dimension if tuning == "soft" else _prefix_dimension
     dimension = count(config, m, read == "fixed", own_token)
     if read == "fixed" and not own_token:  # every query returns the same vector
@@ -166,7 +203,8 @@ def effective_dimension(
 def outputs_per_query(config, q: int | None = None) -> int:
     """c, the independent outputs of one query: min(q, dimensions the last norm leaves, dimensions attention writes).
 
-    rank DΦ = min(D_eff, n·c) for n generic queries (Theorem 3).  `q=None`: as many outputs as one likes.
+    n generic queries have min(D_eff, n) <= rank DΦ <= min(D_eff, n·c) (Theorem 3).  `q=None`: as many outputs as one
+    likes.
     """
     ambient, sphere = _token_space(config)
     written = config.depth * config.heads * min(config.d_v, ambient)
@@ -191,14 +229,16 @@ def _soft_dimension(config, m: int, fixed: bool, own_token: bool) -> int:
     if L == 1:
         return m * min(e, H * (d_k + d_v)) - (0 if own_token else _shift_invariance(config, m))
     if not own_token and H * d_v < e:
-        raise ValueError("without own tokens and with more than one layer, D_eff is proved only for heads * d_v >= d")
+        raise ValueError(
+            "without own tokens and with more than one layer, D_eff is established only for heads * d_v >= d"
+        )
     if not own_token:
         return m * e
     reads = (L - 1) * H * (d_k + d_v) + H * ((min(d_k, _fixed_query_span(config)) if fixed else d_k) + d_v)
     if config.causal:
         return m * min(e, reads)
     if e > reads + (L - 1) * H * d_k and config.mlp < config.d:
-        raise ValueError("for heads so narrow, D_eff of a bidirectional network with more than one layer is not proved")
+        raise ValueError("for heads so narrow, D_eff of a deep bidirectional network is not established")
     return m * e
 
 
@@ -208,7 +248,7 @@ def _prefix_dimension(config, m: int, fixed: bool, own_token: bool) -> int:
     if ambient <= sphere:
         raise ValueError(f"with norm = {config.norm!r}, norm_eps = 0 and d = {config.d} a query is only a sign")
     if config.positions == "rotary" and config.d_k > ambient:
-        raise ValueError("with rotary positions D_eff of a prefix is proved only for d_k <= d")
+        raise ValueError("with rotary positions D_eff of a prefix is established only for d_k <= d")
     if not own_token and L > 1 and not config.mlp:
         raise ValueError(
             "without own tokens and with more than one layer, D_eff of a prefix is proved only with an MLP"
@@ -243,7 +283,7 @@ def _shift_invariance(config, m: int) -> int:
     keys, values = (config.heads * min(width, ambient) for width in (config.d_k, config.d_v))
     unread = max(0, ambient - sphere - values)  # per token, the directions that move keys only
     if config.positions == "rotary" and unread:
-        raise ValueError("with rotary positions and without own tokens, D_eff is proved only for heads * d_v >= d")
+        raise ValueError("with rotary positions and without own tokens, D_eff is established only for heads * d_v >= d")
     if keys <= unread:
         return keys
     return unread if m == 1 else max(0, ambient - values - m * sphere)
@@ -252,9 +292,7 @@ def _shift_invariance(config, m: int) -> int:
 def _fixed_query_span(config) -> int:
     """Dimensions spanned in the last layer by a read token that is the same in every query."""
     ambient, _ = _token_space(config)
-    if config.mlp:
-        return ambient
-    return min(ambient, 1 + (config.depth - 1) * config.heads * min(config.d_v, ambient))
+    return min(ambient, 1 + (config.depth - 1) * (config.heads * min(config.d_v, ambient) + config.mlp))
 
 
 # --- shared checks -------------------------------------------------------------------------------------------------
@@ -266,17 +304,22 @@ def _log2_binomial(n: int, k: int) -> float:
     return math.fsum(math.log2(n - i) - math.log2(i + 1) for i in range(k))
 
 
-def _require_int(**values) -> None:
+def _positive_integers(**values) -> list[int]:
+    """The values as Python integers, which do not overflow; ValueError that names the first one below 1."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be an integer >= 1, not {value!r}")
+    return [int(value) for value in values.values()]
 
 
-def _require_classes(q: int) -> None:
+def _classes(q: int) -> int:
     if isinstance(q, bool) or not isinstance(q, int | np.integer) or q < 2:
         raise ValueError(f"q, the number of classes, must be an integer >= 2, not {q!r}")
+    return int(q)
 
 
-def _require_bits(bits: float) -> None:
+def _labels(bits: float, n: int, q: int) -> tuple[int, int]:
+    """(n, q) checked, and bits checked with them."""
     if not bits >= 0:
         raise ValueError(f"bits must be a number >= 0, not {bits}")
+    return _positive_integers(n=n)[0], _classes(q)

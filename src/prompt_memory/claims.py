@@ -108,11 +108,15 @@ class Recorder:
         self.comparisons = 0  # sampled ones, counted against FAMILY
         self._save()
 
-    def theorem(self, key, *, theorem, statement, measured, bound, relation="<=", tolerance=0.0, parameters=None):
+    def theorem(
+        self, key, *, theorem, statement, measured, bound, relation="<=", tolerance=0.0, parameters=None, tail=False
+    ):
         """Record a comparison without sampling error: enumerated, deterministic, or a property of one run.
 
         Holds if `measured relation bound` at every point, up to the absolute `tolerance` (recorded; rounding only).
-        `relation` is one of <=, <, >=, ==. ValueError on NaN, on a used key, on an unknown relation.
+        `relation` is one of <=, <, >=, ==. With `tail=True` the bound itself holds only with probability at least
+        1 − LEVEL/FAMILY at each point (a quantile): the points are then counted as sampled comparisons.
+        ValueError on NaN, on a used key, on an unknown relation.
         """
         self._new(key)
         if relation not in RELATIONS:
@@ -127,19 +131,23 @@ class Recorder:
         tightest = int(np.argmin(margin))
         self._add(
             key, "theorem", theorem, statement, parameters,
-            evidence="exact", relation=relation, tolerance=float(tolerance),
+            evidence="tail" if tail else "exact", relation=relation, tolerance=float(tolerance),
             measured=measured.flat[tightest], bound=bound.flat[tightest], margin=margin.flat[tightest],
             points=measured.size, violated_points=int(violated.sum()), tightest=tightest,
-            verdict="violated" if violated.any() else "holds",
+            verdict="violated" if violated.any() else "not refuted" if tail else "holds",
         )  # fmt: skip
 
-    def sampled(self, key, *, theorem, statement, mean, samples, bound, relation="<=", parameters=None, successes=None):
+    def sampled(
+        self, key, *, theorem, statement, mean, samples, bound,
+        relation="<=", parameters=None, successes=None, variables=None,
+    ):  # fmt: skip
         """Record a comparison of a bound with the expectation of i.i.d. variables in [0, 1], estimated by sampling.
 
-        `mean` is the measured mean of `samples` variables; for a frequency give `successes` too (counts), and the
-        exact binomial limits are used instead of the Chernoff ones. Violated only if the one-sided limit at level
-        LEVEL/FAMILY passes the bound; every point counts as one comparison. The record keeps that limit, an interval
-        at 95 % for the eye, and `detectable`, the measured mean from which on a violation would have been reported.
+        `mean` is the measured mean of `samples` variables. The limits are Chernoff's; exact binomial ones if the mean
+        is a frequency and `successes` (counts) are given; McDiarmid's if the mean depends on `variables` independent
+        variables, v of them, by at most 1/v each. Violated only if the one-sided limit at level LEVEL/FAMILY passes the
+        bound; every point counts as one comparison. The record keeps that limit, an interval at 95 % for the eye, and
+        `detectable`, the measured mean from which on a violation would have been reported.
         ValueError on NaN, means outside [0, 1], successes that do not belong to the mean, a used key.
         """
         self._new(key)
@@ -148,7 +156,13 @@ class Recorder:
         mean, samples, bound = _broadcast(mean=mean, samples=samples, bound=bound)
         level = LEVEL / FAMILY
         towards, side = ("lower", "above") if relation == "<=" else ("upper", "below")
-        if successes is None:
+        if variables is not None:
+            variables, _ = _broadcast(variables=variables, mean=mean)
+            limit = np.asarray(intervals.mcdiarmid_limit(mean, variables, level, towards))
+            interval = intervals.mcdiarmid_limit(mean, variables, INTERVAL_LEVEL)
+            reach = np.sqrt(np.log(1 / level) / (2 * variables)) * (1 if relation == "<=" else -1)
+            detectable = np.where((bound + reach >= 0) & (bound + reach <= 1), bound + reach, np.nan)
+        elif successes is None:
             limit = np.asarray(intervals.kl_limit(mean, samples, level, towards))
             interval = intervals.kl_limit(mean, samples, INTERVAL_LEVEL)
             detectable = np.asarray(intervals.detectable(bound, samples, level, side))
@@ -253,7 +267,7 @@ class Recorder:
         record = {"key": key, "kind": kind, "chapter": self.chapter, "theorem": theorem, "statement": statement}
         record |= {"parameters": parameters or {}, "seed": self.seed, "profile": self.profile}
         self.records[key] = plain(record | rest)
-        self.comparisons += rest["points"] if rest.get("evidence") == "sampled" else 0
+        self.comparisons += rest["points"] if rest.get("evidence") in ("sampled", "tail") else 0
         self._save()
 
     def _save(self) -> None:

@@ -91,6 +91,27 @@ def _bisect(beyond, near: np.ndarray, far: np.ndarray) -> np.ndarray:
     return far
 
 
+def mcdiarmid_limit(mean, variables, level: float, side: str = "two-sided"):
+    r"""Limits for the expectation of a mean that depends little on each of many independent variables.
+
+    If changing one of the `variables` (v in all) moves the mean by at most 1/v, then
+    `Pr[mean >= mu + t] <= exp(-2 v t^2)`, and the limit is `mean -+ sqrt(ln(1/level) / (2 v))`, within [0, 1].
+    An average of N recalls of n labels each, with the best prompt for each labeling, has v = N n.
+
+    Shapes: `mean` (in [0, 1]) and `variables` broadcast; returns as `kl_limit` does. ValueError on values outside their
+    range. Source: McDiarmid, Surveys in Combinatorics (1989).
+    """
+    _check_side(side)
+    level = float(_check("level", level, 0.0, 1.0, open_ends=True))
+    mean, variables = np.broadcast_arrays(_check("mean", mean, 0.0, 1.0), _check("variables", variables, 1, np.inf))
+    if side == "two-sided":
+        return mcdiarmid_limit(mean, variables, level / 2, "lower"), mcdiarmid_limit(
+            mean, variables, level / 2, "upper"
+        )
+    reach = np.sqrt(np.log(1 / level) / (2 * variables))
+    return _result(np.clip(mean - reach if side == "lower" else mean + reach, 0.0, 1.0))
+
+
 def detectable(bound, samples, level: float, side: str = "above"):
     """Smallest measured mean above `bound` (largest below it) that `kl_limit` at `level` would call a violation.
 

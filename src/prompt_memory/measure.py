@@ -22,6 +22,7 @@ def behaviours(
     chunk: int = 1024,
 ) -> UInt8[np.ndarray, "N n"]:
     """The table of argmaxes of the prompts numbered 0 … count − 1, [N, n]; `prompts` turns numbers into prompts."""
+    model.require_finite()
     if model.config.q > 256:
         raise ValueError(f"a behaviour is stored in bytes, so q must be at most 256, not {model.config.q}")
     table = np.empty((count, len(queries)), dtype=np.uint8)
@@ -45,6 +46,8 @@ def best_recall(
     Exact: every row is compared with every labeling, as one matrix product of one-hot codes.
     """
     n = labels.shape[1]
+    if labels.numel() and not 0 <= labels.min() <= labels.max() < q:
+        raise ValueError(f"labels must lie in 0 … {q - 1}")
     wanted = torch.nn.functional.one_hot(labels, q).flatten(1).to(torch.float32)  # [S, n q]
     best = torch.zeros(len(labels))
     for start in range(0, len(table), chunk):
@@ -80,7 +83,7 @@ def prompt_jacobian(
     """DΦ at one prompt in float64: N = n·q outputs by D coordinates, [N, D].
 
     `prompt` is a soft prompt [m, d] or a `Prefix` of one run (R = 1).
-    ValueError if weights, prompt or queries are not finite.
+    ValueError if weights, prompt, queries or outputs are not finite, or if there are no queries.
     """
     model = copy.deepcopy(model.require_finite()).double()
     queries = queries.double() if queries.is_floating_point() else queries
@@ -88,6 +91,8 @@ def prompt_jacobian(
     for name, values in (("prompt", torch.cat([part.flatten() for part in parts])), ("queries", queries)):
         if not torch.isfinite(values).all():
             raise ValueError(f"the {name} hold NaN or infinite entries")
+    if not len(queries):
+        raise ValueError("at least one query is needed")
     sizes = [part[0].numel() for part in parts]
 
     def outputs(flat: Float[Tensor, "R D"]) -> Float[Tensor, "R N"]:
@@ -95,15 +100,21 @@ def prompt_jacobian(
         rebuilt = Prefix(*shaped) if isinstance(prompt, Prefix) else shaped[0]
         return model(rebuilt, queries, own_token=own_token).flatten(1)
 
-    return jacobian(outputs, torch.cat([part.flatten(1) for part in parts], -1))[0]
+    J = jacobian(outputs, torch.cat([part.flatten(1) for part in parts], -1))[0]
+    if not torch.isfinite(J).all():
+        raise ValueError("the outputs or their derivatives hold NaN or infinite entries: a norm divides by zero here")
+    return J
 
 
 def singular_values(
     model: Transformer, prompt: Float[Tensor, "m d"] | Prefix, queries: Tensor, *, own_token: bool = True
 ) -> Float[np.ndarray, " k"]:
-    """The singular values of DΦ at one prompt, in float64, over the largest one (all 0 if DΦ = 0), [min(N, D)]."""
+    """The singular values of DΦ at one prompt, in float64, over the largest one, [min(N, D)].
+
+    All are 0 if the largest is below 1e-12: such a Jacobian holds nothing but rounding.
+    """
     values = torch.linalg.svdvals(prompt_jacobian(model, prompt, queries, own_token=own_token)).numpy()
-    return values / values[0] if values[0] > 0 else values
+    return values / values[0] if values[0] > 1e-12 else np.zeros_like(values)
 
 
 def jacobian_rank(

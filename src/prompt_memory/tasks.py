@@ -91,10 +91,14 @@ def generic_instance(
         )
     queries = 1.5 * torch.randn(n, 1 + (read == "fixed"), config.d, generator=generator, dtype=torch.float64)
     if read == "fixed":
-        queries[:, -1] = queries[0, -1]
+        queries[:, -1] = queries[0, -1].clone()
     return model, prompt, queries
 
 
 def _digits(index: Int[Tensor, " N"], base: int, length: int) -> Int[Tensor, "N length"]:
-    places = base ** torch.arange(length - 1, -1, -1)
-    return index[:, None] // places % base
+    """The last `length` digits of each number, most significant first; numbers are below 2^63, lengths are not."""
+    digits = []
+    for _ in range(length):
+        digits.append(index % base)
+        index = index // base
+    return torch.stack(digits[::-1], -1)

@@ -64,10 +64,10 @@ class TransformerConfig:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.positions == "rotary" and self.d_k % 2:
             raise ValueError(f"rotary positions turn pairs of coordinates, so d_k must be even, not {self.d_k}")
-        if not (math.isfinite(self.norm_eps) and self.norm_eps >= 0):
-            raise ValueError(f"norm_eps must be a finite number >= 0, not {self.norm_eps}")
-        if not (math.isfinite(self.inverse_temperature) and self.inverse_temperature > 0):
-            raise ValueError(f"inverse_temperature must be a finite number > 0, not {self.inverse_temperature}")
+        if not (_is_finite(self.norm_eps) and self.norm_eps >= 0):
+            raise ValueError(f"norm_eps must be a finite number >= 0, not {self.norm_eps!r}")
+        if not (_is_finite(self.inverse_temperature) and self.inverse_temperature > 0):
+            raise ValueError(f"inverse_temperature must be a finite number > 0, not {self.inverse_temperature!r}")
 
 
 class Prefix(NamedTuple):
@@ -115,14 +115,14 @@ class Block(nn.Module):
         """Softmax attention of `q` over several groups of keys, each with a mask (None: all visible)."""
         scale = self.config.inverse_temperature / math.sqrt(self.config.d_k)
         scores = [scale * q @ k.transpose(-1, -2) for k in keys]  # [R, n, H, T, keys of the group] each
-        scores = [
-            s if mask is None else s.masked_fill(~mask, -torch.inf) for s, mask in zip(scores, masks, strict=True)
-        ]
         batch = torch.broadcast_shapes(*(s.shape[:-2] for s in scores))
+        everything = q.new_ones(1, dtype=torch.bool)
+        visible = [everything.expand(s.shape[-2:]) if a is None else a for s, a in zip(scores, masks, strict=True)]
+        visible = torch.cat(visible, -1)  # [T, keys of all groups]
         scores = torch.cat([s.expand(*batch, *s.shape[-2:]) for s in scores], -1)
         if self.config.context_scaling == "log":
-            visible = torch.isfinite(scores).sum(-1, keepdim=True)
-            scores = scores * visible.to(scores.dtype).log()
+            scores = scores * visible.sum(-1, keepdim=True).to(scores.dtype).log()
+        scores = scores.masked_fill(~visible, -torch.inf)
         # written out, not fused: forward-mode derivatives and vmap need rules that the fused kernel lacks
         weights = scores.softmax(-1).split([k.shape[-2] for k in keys], -1)
         mixed = sum(w @ v for w, v in zip(weights, values, strict=True))  # [R, n, H, T, d_v]
@@ -169,7 +169,7 @@ class Transformer(nn.Module):
                 raise ValueError(f"token queries must have the shape [n, T], not {list(queries.shape)}")
             if queries.numel() and (queries.min() < 0 or queries.max() >= self.config.q):
                 raise ValueError(f"token ids must lie in 0 … {self.config.q - 1}")
-            return self.embedding[queries]
+            return self.embedding[queries.long()]
         if queries.ndim == 2:
             queries = queries[:, None]
         if queries.ndim != 3 or queries.shape[-1] != self.config.d or queries.shape[1] < 1:
@@ -192,6 +192,8 @@ class Transformer(nn.Module):
         Without `causal` the prompt and the query see each other; with it, each token sees those before it and itself.
         """
         c = self.config
+        if read not in ("last", "all"):
+            raise ValueError(f"read must be one of last, all, not {read!r}")
         x = self.embed(queries)[None]  # [1, n, T, d]
         soft = not isinstance(prompt, Prefix)
         m = self._prompt_length(prompt)
@@ -234,7 +236,7 @@ class Transformer(nn.Module):
         if isinstance(prompt, Prefix):
             m = prompt.keys.shape[-2]
             shapes = [[c.depth, c.heads, m, width] for width in (c.d_k, c.d_v)]
-            if [list(part.shape[1:]) for part in prompt] != shapes:
+            if [list(part.shape[1:]) for part in prompt] != shapes or len(prompt.keys) != len(prompt.values):
                 raise ValueError(
                     f"a prefix needs keys [R, {shapes[0]}] and values [R, {shapes[1]}], "
                     f"not {list(prompt.keys.shape)} and {list(prompt.values.shape)}"
@@ -260,6 +262,10 @@ class Transformer(nn.Module):
 
 def _weight(rows: int, columns: int, generator: torch.Generator) -> nn.Parameter:
     return nn.Parameter(torch.randn(rows, columns, generator=generator) / math.sqrt(rows))
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _require_int(name: str, value: int, least: int) -> None:

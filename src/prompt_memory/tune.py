@@ -39,14 +39,18 @@ def levenberg_marquardt(
 
     Each run has its own damping λ: δ = −(JᵀJ + λI)⁻¹Jᵀr is taken if it lowers the error (λ falls by 3), refused if
     not (λ grows by 4).  A run leaves the batch once its error is below `solved`, or when `patience` steps have lowered
-    it by less than a thousandth: it sits in a local minimum.  Call it in float64.  ValueError if shapes disagree or something is not finite.
+    it by less than a thousandth: it sits in a local minimum.  Call it in float64.
+    ValueError if shapes disagree or something is not finite.
     """
     model.require_finite()
     R, m, d = start.shape
     if targets.shape[0] != R:
         raise ValueError(f"{targets.shape[0]} target tables for {R} starting prompts: give one table a run")
-    if not (torch.isfinite(targets).all() and torch.isfinite(start).all()):
-        raise ValueError("targets and starting prompts must be finite")
+    if not all(torch.isfinite(part).all() for part in (targets, start, queries)):
+        raise ValueError("targets, starting prompts and queries must be finite")
+    if targets.shape[1:] != (len(queries), model.config.q):
+        shape = [len(queries), model.config.q]
+        raise ValueError(f"each target table must have the shape [n, q] = {shape}, not {list(targets.shape[1:])}")
     prompts = start.flatten(1).clone()
     goal = targets.flatten(1)
 
@@ -98,7 +102,14 @@ def quantised(
     `sweeps` rounds of coordinate search, in which each coordinate in random order takes the value with the largest
     recall, ties by cross-entropy, so that recall never falls.  The recall returned is that of the prompts returned.
     """
+    model.require_finite()
     R, d = len(labels), model.config.d
+    if len(values) < 2:
+        raise ValueError("a coordinate needs at least two values")
+    if labels.shape[1:] != queries.shape[:1] or not 0 <= labels.min() <= labels.max() < model.config.q:
+        raise ValueError(f"labels must have the shape [R, {len(queries)}] and lie in 0 … {model.config.q - 1}")
+    if queries.is_floating_point() and not torch.isfinite(queries).all():
+        raise ValueError("queries must be finite")
     half_step = (values[1] - values[0]) / 2
 
     def rounded(x: Tensor) -> Tensor:
