@@ -178,7 +178,7 @@ kernelspec:
 prompt_memory:
   threads: 1
   core_seconds: {{smoke: 3, standard: 3, full: 3}}
-  models: {}
+  models: {{}}
 ---
 
 # Stub {name}

@@ -544,7 +544,7 @@ NAN = math.nan
         (lambda: bounds.effective_dimension(WIDE, 1, read="last"), "read must be one of fixed, moving, not 'last'"),
         (lambda: bounds.effective_dimension(NARROW, 2), "heads so narrow"),
         (lambda: bounds.effective_dimension(NARROW, 2, own_token=False), "without own tokens"),
-        (lambda: bounds.effective_dimension(NARROW, 2, tuning="prefix", own_token=False), "only with an MLP"),
+        (lambda: bounds.effective_dimension(NARROW, 2, tuning="prefix", own_token=False), "only for mlp >= d"),
         (
             lambda: bounds.effective_dimension(replace(NARROW, d=2, norm="layer", norm_eps=0.0), 2, tuning="prefix"),
             "only a sign",

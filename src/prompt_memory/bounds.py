@@ -249,10 +249,8 @@ def _prefix_dimension(config, m: int, fixed: bool, own_token: bool) -> int:
         raise ValueError(f"with norm = {config.norm!r}, norm_eps = 0 and d = {config.d} a query is only a sign")
     if config.positions == "rotary" and config.d_k > ambient:
         raise ValueError("with rotary positions D_eff of a prefix is established only for d_k <= d")
-    if not own_token and L > 1 and not config.mlp:
-        raise ValueError(
-            "without own tokens and with more than one layer, D_eff of a prefix is proved only with an MLP"
-        )
+    if not own_token and L > 1 and config.mlp < config.d:
+        raise ValueError("without own tokens, D_eff of a prefix of several layers is established only for mlp >= d")
     d_k, d_v = min(config.d_k, ambient), min(config.d_v, ambient)
     if L == 1 and fixed:
         return _fixed_read_sums(config, own_token)
