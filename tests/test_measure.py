@@ -230,7 +230,6 @@ NAN = torch.full((2, 3), math.nan)
             ),
             "prompt hold NaN",
         ),
-        (lambda: measure.jacobian_rank(network(), normal(1, 2, 3), normal(4, 3)), "prompts must have the shape"),
         (lambda: measure.jacobian_rank(network(), normal(2, 4), normal(4, 3)), "prompts must have the shape"),
         (lambda: measure.jacobian_rank(network(), normal(2, 3), normal(4, 5)), "queries must have the shape"),
         (lambda: measure.jacobian_rank(network(), normal(2, 3), normal(4, 3), tolerance=0), "between 0 and 1, not 0"),
@@ -249,3 +248,13 @@ def test_a_network_without_a_value_at_this_prompt_gets_one_sentence():
     model = network(TransformerConfig(d=3, q=4, norm="rms", norm_eps=0.0))
     with pytest.raises(ValueError, match="NaN or infinite"):
         measure.jacobian_rank(model, torch.zeros(2, 3), normal(4, 3))
+
+
+def test_a_batch_of_one_prompt_is_a_prompt_and_a_larger_batch_is_refused():
+    model = Transformer(TransformerConfig(d=3, q=2)).double()
+    prompt, queries = torch.randn(2, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    assert torch.equal(
+        measure.prompt_jacobian(model, prompt, queries), measure.prompt_jacobian(model, prompt[None], queries)
+    )
+    with pytest.raises(ValueError, match="one prompt, not of a batch of 2"):
+        measure.jacobian_rank(model, prompt.expand(2, 2, 3), queries)

@@ -82,12 +82,15 @@ def prompt_jacobian(
 ) -> Float[Tensor, "N D"]:
     """DΦ at one prompt in float64: N = n·q outputs by D coordinates, [N, D].
 
-    `prompt` is a soft prompt [m, d] or a `Prefix` of one run (R = 1).
+    `prompt` is a soft prompt, [m, d] or [1, m, d], or a `Prefix` of one run (R = 1).
     ValueError if weights, prompt, queries or outputs are not finite, or if there are no queries.
     """
     model = copy.deepcopy(model.require_finite()).double()
     queries = queries.double() if queries.is_floating_point() else queries
-    parts = [part.double() for part in prompt] if isinstance(prompt, Prefix) else [prompt.double().unsqueeze(0)]
+    soft = not isinstance(prompt, Prefix)
+    parts = [prompt.double()[None] if prompt.ndim == 2 else prompt.double()] if soft else [p.double() for p in prompt]
+    if any(len(part) != 1 for part in parts):
+        raise ValueError(f"the Jacobian is that of one prompt, not of a batch of {len(parts[0])}")
     for name, values in (("prompt", torch.cat([part.flatten() for part in parts])), ("queries", queries)):
         if not torch.isfinite(values).all():
             raise ValueError(f"the {name} hold NaN or infinite entries")
@@ -97,8 +100,7 @@ def prompt_jacobian(
 
     def outputs(flat: Float[Tensor, "R D"]) -> Float[Tensor, "R N"]:
         shaped = [p.unflatten(-1, part.shape[1:]) for p, part in zip(flat.split(sizes, -1), parts, strict=True)]
-        rebuilt = Prefix(*shaped) if isinstance(prompt, Prefix) else shaped[0]
-        return model(rebuilt, queries, own_token=own_token).flatten(1)
+        return model(shaped[0] if soft else Prefix(*shaped), queries, own_token=own_token).flatten(1)
 
     J = jacobian(outputs, torch.cat([part.flatten(1) for part in parts], -1))[0]
     if not torch.isfinite(J).all():
