@@ -399,7 +399,6 @@ def test_a_cold_build_gives_the_same_claims(html, tmp_path):
     assert (root / "build/smoke/claims.json").read_bytes() == (html.parent / "claims.json").read_bytes()
 
 
-@pytest.mark.skipif("01_counting" not in NAMES, reason="the chapter on Theorem 1 is not there yet")
 def test_halving_counting_bits_fails_the_build(html, tmp_path):
     root = copy_tree(tmp_path / "copy")
     only_chapters(root, ["01_counting"])

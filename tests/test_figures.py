@@ -68,3 +68,29 @@ def test_the_mode_ends_with_its_block():
     with pytest.raises(RuntimeError), figures.style("dark"):
         raise RuntimeError
     assert figures.COLOURS["text"] == before
+
+
+def test_a_table_escapes_its_cells_and_scrolls():
+    shown = figures.Table(["a<b", "n"], [["x & y", 1]])._repr_html_()
+    assert "<th>a&lt;b</th>" in shown
+    assert "<td>x &amp; y</td><td>1</td>" in shown
+    assert "overflow-x:auto" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "up", "text"),
+    [
+        (3.2e-10, True, "4·10⁻¹⁰"),
+        (3.2e-10, False, "3·10⁻¹⁰"),
+        (1e-6, True, "10⁻⁶"),
+        (9.5e4, True, "10⁵"),
+        (0, True, "0"),
+    ],
+)
+def test_scientific_rounds_to_the_side_it_is_told(value, up, text):
+    assert figures.scientific(value, up=up) == text
+
+
+def test_scientific_refuses_what_it_cannot_write():
+    with pytest.raises(ValueError, match="finite numbers >= 0"):
+        figures.scientific(-1.0, up=True)

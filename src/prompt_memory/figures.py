@@ -4,6 +4,7 @@ import base64
 import contextlib
 import html
 import io
+import math
 import textwrap
 from collections.abc import Mapping
 
@@ -142,6 +143,42 @@ def _data_uri(figure: Figure, raster: bool) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         kind = "svg+xml"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+class Table:
+    """A table as Jupyter and the book display it; `header` and `rows` hold plain text."""
+
+    def __init__(self, header, rows):
+        self.header, self.rows = list(header), [list(row) for row in rows]
+
+    def _repr_html_(self) -> str:
+        def line(cells, tag):
+            return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(line(row, "td") for row in self.rows)
+        table = f"<table><thead>{line(self.header, 'th')}</thead><tbody>{body}</tbody></table>"
+        return f'<div class="plain-table" style="overflow-x:auto" tabindex="0">{table}</div>'
+
+    def __repr__(self) -> str:
+        return "\n".join(" | ".join(map(str, row)) for row in [self.header, *self.rows])
+
+
+def scientific(value: float, *, up: bool) -> str:
+    """A positive number in one digit, such as 3·10⁻¹⁰, rounded up or down: the side on which a sentence stays true.
+
+    ValueError if `value` is negative or not finite.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"scientific writes finite numbers >= 0, not {value}")
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(value))
+    digit = value / 10.0**exponent
+    digit = math.ceil(digit - 1e-9) if up else math.floor(digit + 1e-9)
+    if digit == 10:
+        digit, exponent = 1, exponent + 1
+    power = "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if digit == 1 else f"{digit}·{power}"
 
 
 def label_line(ax, x, y, text: str, *, colour: str, where: float = 1.0, above: bool = True, **options):
