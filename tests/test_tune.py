@@ -179,7 +179,8 @@ def test_prompts_lie_on_the_grid_and_have_the_recall_returned(bits, radius, step
     assert found.prompts.shape == (40, M, 3)
     assert set(found.prompts.flatten().tolist()) <= set(values.tolist())
     assert len(found.prompts.unique()) == len(values)
-    again = [(model(p[None], queries)[0].argmax(-1) == y).double().mean() for p, y in zip(found.prompts, labels)]  # noqa: B905
+    runs = zip(found.prompts, labels, strict=True)
+    again = [(model(p[None], queries)[0].argmax(-1) == y).double().mean() for p, y in runs]
     assert found.recall.tolist() == pytest.approx([share.item() for share in again])
 
 
