@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help env book notebook test compare lab serve clean
+.PHONY: help env book notebook test bench compare lab serve clean
 
 PROFILE ?= standard
 PROFILES := smoke standard full
@@ -59,6 +59,9 @@ notebook: $(STAMP) ## execute one notebook again: NAME=01_counting (or NAME=01)
 test: $(STAMP) ## style and tests, on the smoke profile; publishes nothing
 	@$(RUN) -m ruff check .
 	@$(RUN) -m pytest
+
+bench: $(STAMP) ## the tuner against prompt tuning of one string at a time with peft (QUICK=1: seconds)
+	@$(RUN) -m prompt_memory.bench --models build/$(PROFILE)/models --output build/bench --threads $(CORES) $(if $(QUICK),--quick)
 
 compare: $(STAMP) ## claims of this build against the committed reference (ACCEPT=1 replaces the reference)
 	@$(RUN) book/steps/compare.py --profile $(PROFILE) $(if $(ACCEPT),--accept)

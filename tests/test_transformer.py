@@ -285,6 +285,70 @@ def test_a_norm_without_epsilon_does_not_see_lengths():
     torch.testing.assert_close(model(prompt, queries), model(shifted, queries), rtol=1e-11, atol=1e-11)
 
 
+# --- streams -------------------------------------------------------------------------------------------------------
+
+
+STREAMS = [
+    replace(WIDE, causal=True, norm=norm, norm_eps=norm_eps, positions=positions)
+    for norm, norm_eps in (("none", 0.0), ("rms", 0.0), ("rms", 0.3), ("layer", 0.0), ("layer", 0.3))
+    for positions in ("none", "learned", "rotary")
+] + [
+    replace(WIDE, causal=True, norm="rms", **change)
+    for change in (
+        {"depth": 1},
+        {"heads": 1, "d_k": 6, "d_v": 1},
+        {"heads": 3, "d_k": 1, "d_v": 4, "positions": "learned"},
+        {"d_k": 2, "d_v": 2},
+        {"mlp": 0},
+        {"activation": "relu"},
+        {"inverse_temperature": 2.5, "positions": "rotary"},
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "config", STREAMS, ids=lambda c: f"{c.norm}-{c.norm_eps}-{c.positions}-{c.d_k}-{c.d_v}-{c.mlp}"
+)
+def test_a_stream_is_prompt_and_tokens_of_its_own(config):
+    model, x = network(config, seed=1), normal(4, 6, 4, seed=2)
+    streamed = model.stream(x)
+    assert streamed.shape == (4, 6, 3)
+    for row, logits in zip(x, streamed, strict=True):
+        np.testing.assert_allclose(logits, slow(model, row[:0], row)[0], rtol=1e-9, atol=1e-10)
+    for m in (1, 4):  # wherever the prompt ends
+        together = torch.cat([model(row[None, :m], row[None, m:], read="all")[0] for row in x])
+        torch.testing.assert_close(streamed[:, m:], together, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model.stream(x[:1, :1]), streamed[:1, :1], rtol=1e-12, atol=1e-12)
+
+
+def test_a_stream_has_the_gradient_of_forward():
+    for positions in ("learned", "rotary"):
+        model = network(replace(WIDE, causal=True, norm="layer", positions=positions))
+        prompts, tokens, readers = normal(3, 2, 4), normal(3, 3, 4, seed=1), normal(3, 3, 3, seed=2)
+        one, two = prompts.clone().requires_grad_(), prompts.clone().requires_grad_()
+        (model.stream(torch.cat([one, tokens], 1))[:, 2:] * readers).sum().backward()
+        looped = [model(p[None], x[None], read="all")[0, 0] for p, x in zip(two, tokens, strict=True)]
+        (torch.stack(looped) * readers).sum().backward()
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-9, atol=1e-10)
+        assert (one.grad.abs() > 0).all()
+
+
+def test_a_stream_does_not_see_the_future_or_other_runs():
+    for dtype in (torch.float32, torch.float64):
+        model = network(replace(WIDE, causal=True, norm="layer", positions="learned")).to(dtype)
+        x = normal(3, 7, 4).to(dtype)
+        before = model.stream(x)
+        for place in range(7):
+            changed = x.clone()
+            changed[1, place, 0] += 1
+            after = model.stream(changed)
+            same = torch.isclose(before, after, rtol=1e-6, atol=1e-6).all(-1)
+            assert same[[0, 2]].all()
+            assert same[1].tolist() == [t < place for t in range(7)]
+        changed[1] = torch.nan
+        assert torch.isfinite(model.stream(changed)[[0, 2]]).all()
+
+
 # --- weights -------------------------------------------------------------------------------------------------------
 
 
@@ -409,3 +473,22 @@ def test_bad_input_gets_one_sentence(call, message):
         call(model)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("change", "shape", "message"),
+    [
+        ({"causal": False}, (2, 3, 4), "stream needs a causal network without context scaling"),
+        ({"context_scaling": "log"}, (2, 3, 4), "stream needs a causal network without context scaling"),
+        ({}, (2, 3, 5), r"sequences must have the shape \[R, T, d\] with d = 4, not \[2, 3, 5\]"),
+        ({}, (3, 4), r"sequences must have the shape \[R, T, d\] with d = 4, not \[3, 4\]"),
+        ({}, (2, 0, 4), r"sequences must have the shape \[R, T, d\] with d = 4, not \[2, 0, 4\]"),
+        ({}, (2, 9, 4), "9 tokens exceed the 8 learned positions"),
+    ],
+)
+def test_a_bad_stream_gets_one_sentence(change, shape, message):
+    config = replace(WIDE, causal=True, positions="learned", context=8)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        network(replace(config, **change)).stream(normal(*shape))
+    assert network(config).stream(normal(2, 8, 4)).shape == (2, 8, 3)
+    assert network(replace(config, positions="rotary")).stream(normal(2, 9, 4)).shape == (2, 9, 3)

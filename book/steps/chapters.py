@@ -29,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One notebook `notebooks/NN_name.md` and what its front matter declares."""
+    """One notebook `notebooks/NN_name.md` (`04b_…` for what follows chapter 4) and what its front matter declares."""
 
     name: str
     threads: int
@@ -166,7 +166,7 @@ def load(name: str) -> Chapter:
 def all_chapters() -> list[Chapter]:
     """Every chapter of the book in its order; ValueError if the contents and the folder disagree."""
     listed = table_of_contents()
-    on_disk = {path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.md")}
+    on_disk = {path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]*.md")}
     if missing := on_disk.symmetric_difference(listed):
         raise ValueError(f"book/_toc.yml and notebooks/ disagree about: {', '.join(sorted(missing))}.")
     return [load(name) for name in listed]
@@ -176,8 +176,9 @@ def find(name: str) -> str:
     """The chapter that a reader means by `01`, `01_counting`, `01_counting.md` or `notebooks/01_counting.md`."""
     wanted = Path(name).name.removesuffix(".md").removesuffix(".ipynb")
     matches = [chapter for chapter in table_of_contents() if chapter.startswith(wanted)]
-    if wanted in matches:
-        return wanted
+    exact = [chapter for chapter in matches if chapter == wanted or chapter.startswith(f"{wanted}_")]
+    if len(exact) == 1:  # `04` is chapter 4, although `04b_…` starts the same way
+        return exact[0]
     if not wanted or len(matches) != 1:
         raise ValueError(f"NAME={name} is not one notebook; there are: {', '.join(table_of_contents())}.")
     return matches[0]

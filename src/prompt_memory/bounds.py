@@ -6,6 +6,7 @@ of `prompt_memory.transformer.TransformerConfig`.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -163,6 +164,237 @@ def _log_tails(first: int, last: int, n: int, q: int) -> Float[np.ndarray, " K"]
         return np.minimum(0.0, np.where(tail > 1e-290, np.log(tail), summed))
 
 
+# --- Theorem 2: metric entropy -------------------------------------------------------------------------------------
+
+# the largest slope of GELU, x ↦ x·Φ(x): its second derivative is φ(x)(2 − x²), so it lies at √2; the least is 1 − this
+GELU_LIPSCHITZ = 0.5 * (1 + math.erf(1)) + math.exp(-1) / math.sqrt(math.pi)
+
+
+def entropy_bits(d: int, m: int, radius: float, lipschitz: float, eps: float) -> float:
+    """d m log2(1 + rΛ/ε), the bits that m real tokens in a ball of radius r can hold with margin 2ε.
+
+    Bounds Mem_{2ε}(m) for every network whose logits, up to a common shift, are Λ-Lipschitz in the prompt in the norm
+    max_j ‖p_j‖, for any number of queries and classes (Theorem 2).  With ε/2 in place of ε it bounds the different
+    tables of answers, when only answers with margin 2ε count.  `lipschitz` may be infinite: then so is the bound.
+    ValueError unless d and m are integers >= 1, radius >= 0 is finite, lipschitz >= 0 and eps > 0 is finite.
+    """
+    d, m = _positive_integers(d=d, m=m)
+    radius = _nonnegative("radius", radius)
+    lipschitz = _nonnegative("lipschitz", lipschitz, finite=False)
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
+    if radius == 0 or lipschitz == 0:
+        return 0.0
+    return d * m * math.log1p(radius * lipschitz / eps) / math.log(2)
+
+
+def head_lipschitz(
+    A: Float[np.ndarray, "d d"],
+    V: Float[np.ndarray, "d_out d"],
+    radius: float,
+    moving_query: bool,
+    *,
+    query_radius: float | None = None,
+) -> float:
+    """‖V‖√(1 + B²) for a fixed query, ‖V‖(B_k + √(1 + B²)) for one that moves too: one head's Lipschitz constant.
+
+    Of x, Z ↦ Σ_j softmax_j(⟨A x, z_j⟩) V z_j, from max_j ‖z_j‖ (and ‖x‖, if it moves) to the Euclidean norm, where all
+    ‖z_j‖ <= radius and ‖x‖ <= query_radius (default: radius); B = ‖A‖·radius·query_radius, B_k = ‖A‖·radius², spectral
+    norms.  It does not depend on the number of tokens; A includes the factor 1/√d_k (Lemma 2a).
+    ValueError unless A is square, V has as many columns, all entries are finite and the radii are finite and >= 0.
+    """
+    A, V = _matrix("A", A), _matrix("V", V)
+    if A.shape[0] != A.shape[1] or V.shape[1] != A.shape[0]:
+        raise ValueError(f"A must be square and V have as many columns, not {list(A.shape)} and {list(V.shape)}")
+    keys = _nonnegative("radius", radius)
+    query = keys if query_radius is None else _nonnegative("query_radius", query_radius)
+    a = _spectral(A)
+    return _spectral(V) * _softmax_slope(a, keys, query, 1.0, float(moving_query), rotary=False)
+
+
+def frobenius_lipschitz(
+    A: Float[np.ndarray, "d d"], V: Float[np.ndarray, "d_out d"], radius: float, tokens: int
+) -> float:
+    """‖V‖(B + √(1 + B²)·√(n / (1 + (n − 1)e^{−2B}))), for self-attention of n tokens in the Frobenius norm.
+
+    The map of *all* tokens to all outputs, (z_i)_i ↦ (Σ_j softmax_j(⟨A z_i, z_j⟩) V z_j)_i, ‖z_i‖ <= radius, B = ‖A‖r².
+    Grows like √n up to n ≈ e^{2B} and then stays below ‖V‖(B + √(1 + B²)e^B) (Proposition 2c).
+    ValueError as in `head_lipschitz`, or unless `tokens` is an integer >= 1.
+    """
+    (n,) = _positive_integers(tokens=tokens)
+    alone, moving = (head_lipschitz(A, V, radius, moving_query) for moving_query in (False, True))
+    B = _spectral(_matrix("A", A)) * float(radius) ** 2
+    attended = n / (1 + (n - 1) * math.exp(-2 * B))  # no token gets more attention from all n together
+    return moving - alone + alone * math.sqrt(attended)
+
+
+def network_lipschitz(
+    config,
+    weights: Mapping[str, Float[np.ndarray, "..."]],
+    *,
+    radius: float,
+    query_radius: float,
+    least_norm: float = 0.0,
+    keys: int | None = None,
+    differences: bool = False,
+) -> float:
+    """Λ with ‖F(P; X) − F(P'; X)‖_∞ <= Λ max_j ‖p_j − p'_j‖, for a whole frozen transformer and soft prompts.
+
+    `weights` holds the arrays of a `Transformer` under the names of its state; all prompt tokens have length at most
+    `radius`, all query tokens at most `query_radius` (before positions are added).  Both streams are followed through
+    the layers: with κ the constants of Lemma 2a, the prompt's constant p (at first 1) and the query's x (at first 0)
+    become p + κ(p; p) and x + κ(x; p), and both are multiplied by 1 + Lip(token-wise network); the last norm and the
+    largest column of the unembedding come last (Lemma 2b).
+
+    `least_norm`: the constant then holds for pairs of prompts that keep every input of every norm at least that long
+    (after centring, for LayerNorm).  `keys`: the largest number of tokens that any token sees, needed if the network
+    scales its softmax with the context.  `differences`: Λ for half the largest difference of two logits, which is all
+    that margins depend on; never larger.  Returns a float, which is infinite if a norm may divide by zero.
+    ValueError for wrong shapes, entries that are not finite, negative radii, or missing `keys`.
+    """
+    c = config
+    W = _weights(c, weights)
+    p_radius, x_radius = _nonnegative("radius", radius), _nonnegative("query_radius", query_radius)
+    temperature = c.inverse_temperature / math.sqrt(c.d_k)
+    if c.context_scaling == "log":
+        if keys is None:
+            raise ValueError("the softmax is scaled with the context: give keys, the largest number of tokens seen")
+        temperature *= math.log(_positive_integers(keys=keys)[0])
+    slope = 1.0  # of a norm, its gain apart
+    if c.norm != "none":
+        square = c.norm_eps + _nonnegative("least_norm", least_norm) ** 2 / c.d
+        if square == 0:
+            return math.inf
+        slope = 1 / math.sqrt(square)
+    if c.positions == "learned":
+        longest = float(np.linalg.norm(W["position"], axis=1).max())
+        p_radius, x_radius = p_radius + longest, x_radius + longest
+    p, x = 1.0, 0.0
+    for layer in range(c.depth):
+        w = {name.split(".", 2)[2]: array for name, array in W.items() if name.startswith(f"blocks.{layer}.")}
+        N = _norm_matrix(c, w.get("norm1.gain"))
+        heads = [
+            tuple(np.split(w[name], c.heads, axis)[h] for name, axis in _HEAD_AXES.items()) for h in range(c.heads)
+        ]
+        A = [_bilinear(N @ q, N @ k, rotary=c.positions == "rotary") * temperature for q, k, _, _ in heads]
+        M = [(N @ v @ o).T for _, _, v, o in heads]
+        p_reach, x_reach = (p_radius, x_radius) if c.norm == "none" else (math.sqrt(c.d),) * 2
+        k_reach, key = max(p_reach, x_reach), max(p, x)
+
+        def attended(reach, own, A=A, M=M, k_reach=k_reach, key=key):
+            slopes = [_softmax_slope(a, k_reach, reach, key, own, rotary=c.positions == "rotary") for a in A]
+            return slope * _over_heads(slopes, M)
+
+        p, x = p + attended(p_reach, p), x + attended(x_reach, x)
+        written = _over_heads([1.0] * c.heads, M) * k_reach
+        p_radius, x_radius = p_radius + written, x_radius + written
+        if c.mlp:
+            up, down = (_norm_matrix(c, w.get("norm2.gain")) @ w["up"]).T, w["down"].T
+            factor = 1 + slope * _token_wise_slope(c.activation, up, down)
+            p, x = p * factor, x * factor
+            # both activations lie within |t|/2 of t/2
+            bias = (_norm(down @ w["up_bias"]) + _spectral(down) * _norm(w["up_bias"])) / 2 + _norm(w["down_bias"])
+            grown = (1 + (_spectral(down @ up) + _spectral(down) * _spectral(up)) / 2, bias)
+            p_radius, x_radius = p_radius * grown[0] + grown[1], x_radius * grown[0] + grown[1]
+    read = (_norm_matrix(c, W.get("norm.gain")) @ W["unembedding"]).T  # [q, d]
+    if differences:
+        reading = float(np.linalg.norm(read[:, None] - read[None], axis=-1).max()) / 2
+    else:
+        reading = float(np.linalg.norm(read, axis=-1).max())
+    constant = reading * slope * x
+    return math.inf if math.isnan(constant) else constant  # 0 · ∞ where radii overflow
+
+
+_HEAD_AXES = {"query": 1, "key": 1, "value": 1, "output": 0}  # along which the weights of the heads lie side by side
+
+
+def _softmax_slope(a: float, keys: float, query: float, key_moves: float, query_moves: float, *, rotary: bool) -> float:
+    """One head over ‖V‖, when keys in a ball move by `key_moves` and the query by `query_moves`; a = ‖A‖.
+
+    With rotary positions ⟨A x, z_j⟩ has another A of the same norm for every j, and 1 + B takes the place of √(1 + B²).
+    """
+    B = a * keys * query
+    return (1 + B if rotary else math.hypot(1, B)) * key_moves + a * keys**2 * query_moves
+
+
+def _over_heads(slopes: list[float], M: list[np.ndarray]) -> float:
+    """A bound on max over unit w of Σ_h κ_h ‖M_hᵀ w‖, at most Σ_h κ_h ‖M_h‖, by Cauchy and Schwarz."""
+    norms = [_spectral(each) for each in M]
+    total = sum(k * n for k, n in zip(slopes, norms, strict=True))
+    if total == 0 or not math.isfinite(total):
+        return total
+    # weights divided by the total, so that nothing overflows
+    joint = sum((k / total) / n * (each @ each.T) for k, n, each in zip(slopes, norms, M, strict=True) if n > 0)
+    return min(total, total * math.sqrt(_spectral(joint)))
+
+
+def _token_wise_slope(activation: str, up: np.ndarray, down: np.ndarray) -> float:
+    """Lipschitz constant of x ↦ down σ(up x): ½‖down up‖ + (Lip σ − ½)‖down‖‖up‖, as σ' lies within that of ½."""
+    reach = (GELU_LIPSCHITZ if activation == "gelu" else 1.0) - 0.5
+    return _spectral(down @ up) / 2 + reach * _spectral(down) * _spectral(up)
+
+
+def _norm_matrix(config, gain: np.ndarray | None) -> np.ndarray:
+    """N with norm(x) = (x̂ / √(mean x̂² + ε₀)) N for row vectors, where x̂ is x, centred if LayerNorm: [d, d]."""
+    if config.norm == "none":
+        return np.eye(config.d)
+    centre = np.eye(config.d) - (1 / config.d if config.norm == "layer" else 0.0)
+    return centre * gain
+
+
+def _bilinear(query: np.ndarray, key: np.ndarray, *, rotary: bool) -> float:
+    """‖K^T Q‖ for weights [d, d_k]; ‖K‖‖Q‖ with rotary positions, which turn keys against queries."""
+    return _spectral(query) * _spectral(key) if rotary else _spectral(key @ query.T)
+
+
+def _weights(config, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights as float64 arrays; ValueError if one is missing, has another shape or is not finite."""
+    c = config
+    heads = {"query": (c.d, c.heads * c.d_k), "key": (c.d, c.heads * c.d_k)}
+    block = heads | {"value": (c.d, c.heads * c.d_v), "output": (c.heads * c.d_v, c.d)}
+    if c.mlp:
+        block |= {"up": (c.d, c.mlp), "up_bias": (c.mlp,), "down": (c.mlp, c.d), "down_bias": (c.d,)}
+    if c.norm != "none":
+        block |= {"norm1.gain": (c.d,)} | ({"norm2.gain": (c.d,)} if c.mlp else {})
+    shapes = {f"blocks.{layer}.{name}": shape for layer in range(c.depth) for name, shape in block.items()}
+    shapes |= {"unembedding": (c.d, c.q)} | ({"norm.gain": (c.d,)} if c.norm != "none" else {})
+    shapes |= {"position": (c.context, c.d)} if c.positions == "learned" else {}
+    arrays = {}
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise ValueError(f"the weight {name} is missing")
+        arrays[name] = np.asarray(weights[name], dtype=np.float64)
+        if arrays[name].shape != shape:
+            raise ValueError(f"the weight {name} must have the shape {list(shape)}, not {list(arrays[name].shape)}")
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"the weight {name} holds NaN or infinite entries")
+    return arrays
+
+
+def _matrix(name: str, value) -> np.ndarray:
+    array = np.asarray(value, dtype=np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{name} must be a matrix, not an array of shape {list(array.shape)}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds NaN or infinite entries")
+    return array
+
+
+def _nonnegative(name: str, value, *, finite: bool = True) -> float:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not value >= 0 or (finite and math.isinf(value)):
+        raise ValueError(f"{name} must be a {'finite ' if finite else ''}number >= 0, not {value!r}")
+    return float(value)
+
+
+def _spectral(matrix: np.ndarray) -> float:
+    return float(np.linalg.norm(matrix, 2))
+
+
+def _norm(vector: np.ndarray) -> float:
+    return float(np.linalg.norm(vector))
+
+
 # --- Theorem 3: dimension ------------------------------------------------------------------------------------------
 
 
@@ -293,6 +525,70 @@ def _fixed_query_span(config) -> int:
     return min(ambient, 1 + (config.depth - 1) * (config.heads * min(config.d_v, ambient) + config.mlp))
 
 
+# --- Theorem 4: accessible sequences -------------------------------------------------------------------------------
+
+
+def accessible_slope(d: int, vocabulary: int, radius: float, eps: float) -> float:
+    """d·ln(1 + 2·radius/eps)/ln(vocabulary): tokens of output that one prompt vector can decide, at most.
+
+    A set of points of the d-dimensional ball (of any norm) of that radius with distances >= eps has at most
+    (1 + 2·radius/eps)^d members, and each token of a random string is worth log2(vocabulary) bits.  The bound of
+    arXiv 2605.22223 on the slope of accessible length against prompt length.  Returns tokens per prompt vector.
+    ValueError unless d >= 1 and vocabulary >= 2 are integers and radius and eps are positive and finite.
+    """
+    d, vocabulary = _positive_integers(d=d, vocabulary=vocabulary)
+    if vocabulary < 2:
+        raise ValueError("a vocabulary of one token carries no information: give vocabulary >= 2")
+    for name, value in (("radius", radius), ("eps", eps)):
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be a finite number > 0, not {value}")
+    return d * math.log1p(2 * radius / eps) / math.log(vocabulary)
+
+
+def accessible_fraction(bits: float, n: int, vocabulary: int) -> float:
+    """min(1, 2^bits / V^n): the largest fraction of all strings of n tokens that 2^bits prompts can yield (Theorem 4).
+
+    `bits` is log2 of the number of allowed prompts, or of a packing number of their outputs.  ValueError if bits < 0
+    or NaN, n < 1 or the vocabulary has fewer than two tokens.
+    """
+    n, vocabulary = _labels(bits, n, vocabulary)
+    return 2.0 ** min(0.0, bits - n * math.log2(vocabulary))
+
+
+def critical_length(bits: float, vocabulary: int) -> float:
+    """(bits + 1)/log2 V, in tokens: beyond it fewer than half of all strings are accessible (Theorem 4).
+
+    Linear in the bits, hence in the prompt length.  ValueError as in `accessible_fraction`.
+    """
+    _, vocabulary = _labels(bits, 1, vocabulary)
+    return (bits + 1) / math.log2(vocabulary)
+
+
+def source_ceiling(log2_probabilities: Float[np.ndarray, " K"], bits: float) -> float:
+    """The mass of the 2^bits likeliest strings: a ceiling on the probability that a string of the source is accessible.
+
+    `log2_probabilities` are those of *all* strings of the length in question (Theorem 4).  ValueError if they do not
+    add up to one within 1e-9, or if bits < 0 or NaN.
+    """
+    _labels(bits, 1, 2)
+    mass = np.sort(np.exp2(np.asarray(log2_probabilities, dtype=float)))[::-1]
+    if not abs(mass.sum() - 1) < 1e-9:
+        raise ValueError(f"the probabilities of all strings add up to one, not to {mass.sum():.6g}")
+    return min(1.0, float(mass[: int(min(len(mass), 2.0**bits))].sum()))
+
+
+def mimo_bits(singular_values: Float[np.ndarray, " k"], radius: float, eps: float) -> float:
+    """Σ_i log2(1 + r σ_i/ε), in bits: the prompt as a linear channel with singular values σ_i.  A heuristic, no bound.
+
+    A linear map of a box of half-side r has about that many outputs a distance ε apart.  ValueError unless radius and
+    eps are positive and the singular values nonnegative.
+    """
+    sigma = np.asarray(singular_values, dtype=float)
+    if not (radius > 0 and eps > 0 and np.all(sigma >= 0)):
+        raise ValueError("radius and eps must be > 0 and singular values >= 0")
+    return float(np.log2(1 + radius * sigma / eps).sum())
+
+
 # --- shared checks -------------------------------------------------------------------------------------------------
 
 
@@ -321,3 +617,228 @@ def _labels(bits: float, n: int, q: int) -> tuple[int, int]:
     if not bits >= 0:
         raise ValueError(f"bits must be a number >= 0, not {bits}")
     return _positive_integers(n=n)[0], _classes(q)
+
+
+# --- Theorem 4′: construction --------------------------------------------------------------------------------------
+
+
+def construction_bits(d: int, d_k: int, m: int, levels: int = 2) -> float:
+    """m (d − d_k) log2(levels), the bits that the construction writes into a prompt of m tokens of width d.
+
+    d_k coordinates of each token are its key, each of the others holds one of `levels` values (Theorem 4′).
+    ValueError if an argument is not an integer >= 1, or unless d_k < d.
+    """
+    d, d_k, m, levels = _positive_integers(d=d, d_k=d_k, m=m, levels=levels)
+    return m * _value_coordinates(d, d_k) * math.log2(levels)
+
+
+def fixed_key_bits(d: int, d_k: int, m: int, margin: float, amplitude: float = 1.0) -> float:
+    """m (d − d_k) log2⌈2·amplitude/margin⌉, in bits: what values in [−amplitude, amplitude] can hold.
+
+    With amplitude 1 it bounds Mem_γ of prompts whose keys are given and whose values are real numbers in [−1, 1], over
+    any number of key, coordinate and threshold queries.  With amplitude 1/‖S⁻¹‖_∞ it is attained (Theorem 4′).
+    `margin` is γ, the difference of the two logits.  ValueError unless 0 < margin and 0 < amplitude are finite.
+    """
+    for name, value in (("margin", margin), ("amplitude", amplitude)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a finite number > 0, not {value}")
+    return construction_bits(d, d_k, m, levels=math.ceil(2 * amplitude / margin))
+
+
+def softmax_leak(cosines: Float[np.ndarray, "m m"], logit_range: float, *, own_token: bool = False) -> float:
+    """ρ = 1 − the least attention that a token gets from the query for its key, as a fraction.
+
+    Logits are B times the cosine between keys, so that the weight on the right token is
+    1 / (1 + Σ_{j≠i} e^{−B(1−cos_ij)}), with another e^{−2B} in the sum if the query attends to itself (Theorem 4′).
+    ValueError unless `cosines` is a square matrix with ones on the diagonal and B is a finite number >= 0.
+    """
+    return (excess := _leak_odds(_gram(cosines), _range(logit_range), own_token)) / (1 + excess)
+
+
+def code_logit_range(cosines: Float[np.ndarray, "m m"], *, leak: float = 0.25, own_token: bool = False) -> float:
+    """The least B >= 0 at which keys with these cosines leak at most `leak`: inverse of `softmax_leak` (Theorem 4′).
+
+    At most `cosine_logit_range` of the largest cosine.  ValueError as there, or if two keys are equal.
+    """
+    cosines, odds = _gram(cosines), _odds(leak)
+    if len(cosines) > 1 and (cosines - 2 * np.eye(len(cosines))).max() >= 1 - 1e-12:
+        raise ValueError("two keys are equal: no logit range tells them apart")
+    low, high = 0.0, 1.0
+    while _leak_odds(cosines, high, own_token) > odds:
+        high *= 2
+    if _leak_odds(cosines, low, own_token) <= odds:
+        return low
+    while low < (middle := (low + high) / 2) < high:  # the upper end errs on the safe side
+        low, high = (middle, high) if _leak_odds(cosines, middle, own_token) > odds else (low, middle)
+    return high
+
+
+def cosine_logit_range(m: int, cosine: float, *, leak: float = 0.25, own_token: bool = False) -> float:
+    """ln((m − 1)(1 − leak)/leak) / (1 − cosine), at least 0: a logit range B that serves m keys (Theorem 4′).
+
+    If no two keys have a larger cosine, at most `leak` of the attention goes to wrong tokens; leak = 1/4 gives the
+    condition B(1 − c) >= ln(3(m − 1)).  Sharp where all cosines are equal.  A query that attends to itself counts as
+    one more token.  ValueError unless m >= 1, −1 <= cosine < 1 and 0 < leak < 1.
+    """
+    (m,) = _positive_integers(m=m)
+    if not -1 <= cosine < 1:
+        raise ValueError(f"the largest cosine must lie in [-1, 1), not {cosine}")
+    odds, others = _odds(leak), m - 1 + bool(own_token)
+    return max(0.0, math.log(others / odds) / (1 - cosine)) if others else 0.0
+
+
+def necessary_logit_range(m: int, amplitude: float) -> float:
+    """½ ln((m − 1) g²/(1 − g²)), at least 0: a logit range B that no choice of m keys and m key queries can do without.
+
+    If values in [−1, 1] behind given keys can make the m read-outs of a coordinate have any pattern of signs, each
+    with modulus >= g = `amplitude`, and logits lie in [−B, B], then B is at least this (Theorem 4′).
+    ValueError unless m >= 1 and 0 < amplitude < 1.
+    """
+    (m,) = _positive_integers(m=m)
+    if not 0 < amplitude < 1:
+        raise ValueError(f"amplitude must lie between 0 and 1, not {amplitude}")
+    return max(0.0, math.log((m - 1) * amplitude**2 / (1 - amplitude**2)) / 2) if m > 1 else 0.0
+
+
+def code_size_bits(d_k: int, cosine: float, *, signs: bool = False) -> float:
+    """log2 of a number of keys with pairwise cosine <= `cosine` that exist in R^{d_k}, in bits.
+
+    A code that cannot be enlarged covers the sphere with its caps, so it has at least ⌈1/σ⌉ words, where σ is the
+    fraction of the sphere at a larger cosine than c from a point: ½ I_{1−c²}((d_k−1)/2, ½), at most
+    ½ (1−c²)^{(d_k−1)/2} for c >= 0.  With `signs` the keys are vectors of ±1 (over √d_k), and σ is the probability that
+    fewer than d_k(1−c)/2 fair coins fall on one side, at most e^{−c²d_k/2} (Theorem 4′, part 3).
+    ValueError unless d_k >= 1 (with real keys 2) and 0 <= cosine < 1.
+    """
+    (d_k,) = _positive_integers(d_k=d_k)
+    if not 0 <= cosine < 1:
+        raise ValueError(f"the largest cosine must lie in [0, 1), not {cosine}")
+    if signs:
+        near = math.ceil(d_k * (1 - cosine) / 2 - 1e-9)  # words at distances 0 … near − 1 are too close
+        ball = sum(math.comb(d_k, h) for h in range(near))
+        return math.log2(-(-(2**d_k) // ball))
+    if d_k == 1:
+        raise ValueError("real keys need d_k >= 2: on a line there are only two unit vectors")
+    cap = float(special.betainc((d_k - 1) / 2, 0.5, 1 - cosine**2)) / 2
+    if cap > 1e-290:
+        return math.log2(math.ceil(1 / cap - 1e-9))
+    return 1 - (d_k - 1) / 2 * math.log2(1 - cosine**2)
+
+
+def _value_coordinates(d: int, d_k: int) -> int:
+    if d_k >= d:
+        raise ValueError(f"keys of d_k = {d_k} coordinates leave none of d = {d} for values: give d_k < d")
+    return d - d_k
+
+
+def _gram(cosines: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
+    cosines = np.asarray(cosines, dtype=float)
+    if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or not cosines.size:
+        raise ValueError(f"cosines must be a square matrix, not of shape {list(cosines.shape)}")
+    if not (np.allclose(np.diag(cosines), 1, rtol=0, atol=1e-6) and np.abs(cosines).max() <= 1 + 1e-6):
+        raise ValueError("cosines must lie in [-1, 1], with ones on the diagonal: normalise the keys")
+    return cosines
+
+
+def _leak_odds(cosines: Float[np.ndarray, "m m"], logit_range: float, own_token: bool) -> float:
+    """The largest ratio of wrong to right attention, max_i Σ_{j≠i} e^{−B(1−cos_ij)}."""
+    apart = np.exp(-logit_range * (1 - np.minimum(cosines, 1)))
+    return float((apart.sum(1) - np.diag(apart)).max()) + bool(own_token) * math.exp(-2 * logit_range)
+
+
+def _odds(leak: float) -> float:
+    if not 0 < leak < 1:
+        raise ValueError(f"leak is a fraction between 0 and 1, not {leak}")
+    return leak / (1 - leak)
+
+
+def _range(logit_range: float) -> float:
+    if not (math.isfinite(logit_range) and logit_range >= 0):
+        raise ValueError(f"logit_range must be a finite number >= 0, not {logit_range}")
+    return logit_range
+
+
+# --- precision -----------------------------------------------------------------------------------------------------
+
+
+def affine_patterns(functions: int, dimension: int) -> int:
+    """Σ_{i <= D} C(k, i): the patterns ([h_1(P) > 0] … [h_k(P) > 0]) that k affine functions show on R^D, at most.
+
+    Equal to the number of regions of k hyperplanes in general position (Theorem 3′).  Exact, an int.
+    ValueError unless functions >= 0 and dimension >= 1 are integers.
+    """
+    (dimension,) = _positive_integers(dimension=dimension)
+    if isinstance(functions, bool) or not isinstance(functions, int | np.integer) or functions < 0:
+        raise ValueError(f"functions must be an integer >= 0, not {functions!r}")
+    return sum(math.comb(int(functions), i) for i in range(min(dimension, int(functions)) + 1))
+
+
+def piecewise_linear_bits(n: int, coordinates: int, widths, q: int = 2) -> float:
+    """log2 of the behaviours on n queries of a network that is piecewise linear in D real coordinates, at most; bits.
+
+    `widths` lists, round by round, how many ReLUs one query passes that depend on the prompt; each is applied to an
+    affine function of the coordinates and of earlier ReLUs.  With Φ = `affine_patterns` the smallest of log2 Φ_D(nT),
+    where T = Σ_l W_l Π_{i<l} Φ_D(W_i) + C(q, 2) Π_i Φ_D(W_i), and log2[Φ_D(n C(q, 2)) Π_l Φ_D(n W_l)], and n log2 q:
+    the first grows like D log2 n, the second is linear in D (Theorem 3′, part 1).
+    ValueError if a count is not an integer >= 1 or q < 2.
+    """
+    n, D, q = *_positive_integers(n=n, coordinates=coordinates), _classes(q)
+    widths = [_positive_integers(width=width)[0] for width in widths]
+    comparisons = q * (q - 1) // 2
+    pieces, functions = 1, 0  # of one query
+    for width in widths:
+        functions += pieces * width
+        pieces *= affine_patterns(width, D)
+    functions += pieces * comparisons
+    jointly = sum(math.log2(affine_patterns(n * width, D)) for width in (*widths, comparisons))
+    return min(math.log2(affine_patterns(n * functions, D)), jointly, n * math.log2(q))
+
+
+def one_coordinate_bits(n: int, heads: int, mlp: int, tokens: int = 1) -> float:
+    """log2(1 + n (W Z + 1) Z), at most n: behaviours of one softmax layer when one real number is tuned, in bits.
+
+    `tokens` prompt tokens move along a line, one layer with H heads and no norm reads them, W = `mlp` ReLUs follow
+    (0: none), q = 2.  Z = 2 (tokens + 1)^H − 2 bounds the zeros of an exponential polynomial (Theorem 3′, part 2).
+    ValueError if a count is not an integer >= 1 (mlp: >= 0).
+    """
+    n, heads, tokens = _positive_integers(n=n, heads=heads, tokens=tokens)
+    if isinstance(mlp, bool) or not isinstance(mlp, int | np.integer) or mlp < 0:
+        raise ValueError(f"mlp must be an integer >= 0, not {mlp!r}")
+    zeros = 2 * (tokens + 1) ** heads - 2
+    return min(float(n), math.log2(1 + n * (int(mlp) * zeros + 1) * zeros))
+
+
+def universality_tokens(eps: float, inputs: int, d: int, bits_per_coordinate: int) -> int:
+    """⌈K^inputs / (b d)⌉ with K = ⌈1/(2 eps)⌉ − 1: the least prompt length that can be universal.
+
+    If for every 1-Lipschitz function (maximum norm) on [0, 1]^inputs some prompt of m tokens makes the network's output
+    differ from it by at most eps everywhere, then m is at least this (Theorem 1 applied to K^inputs bumps).
+    ValueError unless 0 < eps < 1/2 and the counts are integers >= 1.
+    """
+    inputs, d, b = _positive_integers(inputs=inputs, d=d, bits_per_coordinate=bits_per_coordinate)
+    if not 0 < eps < 0.5:
+        raise ValueError(f"eps must lie strictly between 0 and 1/2, not {eps}")
+    return -(-((math.ceil(1 / (2 * eps)) - 1) ** inputs) // (b * d))
+
+
+def float_bits(radius: float, *, exponent: int, fraction: int) -> float:
+    """log2 of how many different numbers of a binary floating-point format lie in [−radius, radius], in bits.
+
+    IEEE 754 with `exponent` and `fraction` bits beside the sign (float16: 5, 10; bfloat16: 8, 7; float32: 8, 23), with
+    subnormal numbers, without infinities; the two zeros count once.  The bits a coordinate of bounded size can hold in
+    Theorem 1.  ValueError unless radius >= 0 and the widths are integers >= 1, exponent <= 11 and fraction <= 52.
+    """
+    exponent, fraction = _positive_integers(exponent=exponent, fraction=fraction)
+    if exponent > 11 or fraction > 52:
+        raise ValueError("formats wider than double precision are not counted")
+    if not radius >= 0:
+        raise ValueError(f"radius must be a number >= 0, not {radius}")
+    bias = 2 ** (exponent - 1) - 1
+    largest = (2**exponent - 1) * 2**fraction - 1  # numbers are counted upwards from zero
+    if radius == math.inf:
+        return math.log2(2 * largest + 1)
+    mantissa, power = math.frexp(radius)  # radius = mantissa·2^power, 1/2 <= mantissa < 1
+    if radius == 0 or power - 1 < 1 - bias:  # zero and the subnormal numbers
+        index = math.floor(math.ldexp(radius, bias - 1 + fraction))
+    else:
+        index = (power - 1 + bias) * 2**fraction + math.floor((2 * mantissa - 1) * 2**fraction)
+    return math.log2(2 * min(index, largest) + 1)

@@ -1,14 +1,17 @@
 """What was memorised: behaviours, recall, and the number of coordinates of a prompt that the outputs can see."""
 
 import copy
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from scipy import optimize, special
 from torch import Tensor
 
-from prompt_memory.transformer import Prefix, Transformer
+from prompt_memory.transformer import Norm, Prefix, Transformer
 
 # --- behaviours and recall -----------------------------------------------------------------------------------------
 
@@ -60,6 +63,73 @@ def best_recall(
 def recall(logits: Float[Tensor, "R n q"], labels: Int[Tensor, "R n"]) -> Float[Tensor, " R"]:
     """The fraction of labels that are the argmax of their logits, [R]; a tie is recalled only by the first class."""
     return (logits.argmax(-1) == labels).double().mean(-1)
+
+
+def logit_margins(logits: Float[Tensor, "... q"], labels: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """By how much the logit of each label exceeds all others; negative where another class is larger, [...]."""
+    wanted = logits.gather(-1, labels[..., None])[..., 0]
+    return wanted - logits.scatter(-1, labels[..., None], -torch.inf).amax(-1)
+
+
+# --- strings -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def greedy(model: Transformer, prompts: Float[Tensor, "R m d"], n: int) -> Int[Tensor, "R n"]:
+    """The n tokens that greedy decoding yields after each prompt, [R, n]; of tied tokens the first."""
+    x = prompts
+    tokens = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+    for _ in range(n):
+        token = model.stream(x)[:, -1:].argmax(-1)  # [R, 1]
+        tokens = torch.cat([tokens, token], 1)
+        x = torch.cat([x, model.embedding[token]], 1)
+    return tokens
+
+
+@torch.no_grad()
+def sampled_strings(
+    model: Transformer, prompts: Float[Tensor, "R m d"], n: int, *, generator: torch.Generator
+) -> tuple[Int[Tensor, "R n"], Float[Tensor, " R"]]:
+    """n tokens drawn from the model after each prompt, [R, n], and log2 of the probability of each string, [R]."""
+    x, tokens, log2 = prompts, [], torch.zeros(len(prompts), dtype=torch.float64)
+    for _ in range(n):
+        probability = model.stream(x)[:, -1].double().softmax(-1)  # [R, q]
+        tokens.append(torch.multinomial(probability, 1, generator=generator))
+        log2 += probability.gather(-1, tokens[-1])[:, 0].log2()
+        x = torch.cat([x, model.embedding[tokens[-1]]], 1)
+    return torch.cat(tokens, 1), log2
+
+
+def n50(lengths: Int[np.ndarray, " S"]) -> float:
+    """The number of tokens at which half of the strings are still accessible, from their longest accessible lengths.
+
+    Maximum likelihood for the sigmoid Pr[length >= n] = 1/(1 + e^{(n − n50)/w}), n >= 1; equal lengths a give a + 1/2.
+    ValueError without strings.
+    """
+    lengths = np.asarray(lengths)
+    if not lengths.size:
+        raise ValueError("n50 needs at least one string")
+
+    def sigmoid(n, centre, width):
+        return np.where(n < 0.5, 1.0, special.expit(-(n - centre) / width))
+
+    def cost(parameters):
+        centre, width = parameters[0], math.exp(parameters[1])
+        mass = sigmoid(lengths, centre, width) - sigmoid(lengths + 1, centre, width)
+        return -np.log(np.maximum(mass, 1e-12)).mean() + 1e-4 * parameters[1] ** 2  # equal lengths have no width
+
+    start = (lengths.mean() + 0.5, math.log(max(0.3, 0.55 * lengths.std())))
+    return float(optimize.minimize(cost, start, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-8}).x[0])
+
+
+def half_crossing(fractions: Float[np.ndarray, " N"]) -> float:
+    """Where the fractions at n = 1, 2, … (1 at n = 0) first fall to one half, interpolated; infinite if they do not."""
+    curve = np.concatenate([[1.0], np.asarray(fractions, dtype=float)])
+    below = np.flatnonzero(curve <= 0.5)
+    if not len(below):
+        return math.inf
+    n = int(below[0])
+    return n - (0.5 - curve[n]) / (curve[n - 1] - curve[n])
 
 
 # --- ranks ---------------------------------------------------------------------------------------------------------
@@ -135,3 +205,284 @@ def jacobian_rank(
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1, not {tolerance}")
     return int((singular_values(model, prompt, queries, own_token=own_token) > tolerance).sum())
+
+
+# --- Lipschitz constants -------------------------------------------------------------------------------------------
+
+
+def numpy_weights(model: Transformer) -> dict[str, np.ndarray]:
+    """The weights of a network as float64 arrays under their names, as `bounds.network_lipschitz` reads them."""
+    return {name: weight.detach().double().cpu().numpy() for name, weight in model.state_dict().items()}
+
+
+def head_slope(
+    A: Float[Tensor, "d d"],
+    V: Float[Tensor, "o d"],
+    tokens: Float[Tensor, "R m d"],
+    query: Float[Tensor, "R d"],
+    direction: Float[Tensor, "R o"],
+    moves: Literal["prompt", "both", "self"] = "prompt",
+) -> Float[Tensor, " R"]:
+    """How fast one head can move along `direction` when every token moves by at most one, [R].
+
+    The head is Σ_j softmax_j(⟨A x, z_j⟩) V z_j.  With u = Vᵀ·direction and z̄ the mean under the softmax weights s, its
+    derivative in z_j is s_j (u + ⟨u, z_j − z̄⟩ A x), in the query x it is Aᵀ Σ_j s_j ⟨u, z_j − z̄⟩ z_j; the answer is the
+    sum of their lengths (Lemma 2a).  `moves`: the query stays fixed ("prompt"), moves as well ("both"), or is
+    the first token ("self", where `query` must be `tokens[:, 0]`).
+    """
+    if moves not in ("prompt", "both", "self"):
+        raise ValueError(f"moves must be one of prompt, both, self, not {moves!r}")
+    seen = query @ A.T  # A x, [R, d]
+    weight = torch.softmax((tokens @ seen[..., None])[..., 0], -1)  # [R, m]
+    u = direction @ V  # [R, d]
+    centred = tokens - (weight[..., None] * tokens).sum(-2, keepdim=True)
+    reach = weight * (centred @ u[..., None])[..., 0]  # s_j ⟨u, z_j − z̄⟩, [R, m]
+    each = weight[..., None] * u[:, None] + reach[..., None] * seen[:, None]  # [R, m, d]
+    own = (reach[..., None] * tokens).sum(-2) @ A  # [R, d]
+    if moves == "self":
+        each = torch.cat([each[:, :1] + own[:, None], each[:, 1:]], 1)
+    total = each.norm(dim=-1).sum(-1)
+    return total + own.norm(dim=-1) if moves == "both" else total
+
+
+def steepest_head(
+    A: Float[Tensor, "d d"],
+    V: Float[Tensor, "o d"],
+    m: int,
+    radius: float,
+    moves: Literal["prompt", "both", "self"] = "prompt",
+    *,
+    restarts: int = 16,
+    steps: int = 300,
+    generator: torch.Generator,
+) -> tuple[float, Float[Tensor, "m d"], Float[Tensor, " d"], Float[Tensor, " o"]]:
+    """The largest `head_slope` that ascent finds over m tokens and a query in the ball and all directions, float64.
+
+    Returns (slope, tokens, query, direction): a lower bound on the Lipschitz constant, and where it was found.
+    """
+    A, V = A.double(), V.double()
+    draw = {"generator": generator, "dtype": torch.float64}
+    tokens, query = (
+        radius * torch.randn(restarts, *shape, A.shape[0], **draw) / A.shape[0] ** 0.5 for shape in ((m,), ())
+    )
+    direction = torch.randn(restarts, V.shape[0], **draw)
+
+    def clip(tokens, query, direction):
+        return into_ball(tokens, radius), into_ball(query, radius), direction / direction.norm(dim=-1, keepdim=True)
+
+    def slope(tokens, query, direction):
+        query = tokens[:, 0] if moves == "self" else query
+        return head_slope(A, V, tokens, query, direction, moves)
+
+    value, (tokens, query, direction) = _ascend(slope, clip, (tokens, query, direction), 0.05 * radius, steps, power=2)
+    return value, tokens, tokens[0] if moves == "self" else query, direction
+
+
+def local_lipschitz(
+    model: Transformer,
+    prompts: Float[Tensor, "R m d"],
+    queries: Float[Tensor, "R T d"],
+    *,
+    own_token: bool = True,
+    differences: bool = False,
+) -> Float[Tensor, " R"]:
+    """Local Lipschitz constants of the logits in the prompt, each prompt with its own query, [R].
+
+    From max_j ‖p_j‖ to the largest logit: max_c Σ_j ‖∂F_c/∂p_j‖, exactly the norm of the derivative.  `differences`:
+    half the largest difference of two logits instead, max_{c,c'} Σ_j ‖∂(F_c − F_c')/∂p_j‖ / 2.
+    """
+
+    def logits(prompt, query):
+        return model(prompt[None], query[None], own_token=own_token)[0, 0]
+
+    J = torch.func.vmap(torch.func.jacrev(logits))(prompts, queries)  # [R, q, m, d]
+    if differences:
+        first, second = torch.triu_indices(J.shape[1], J.shape[1], 1)
+        J = (J[:, first] - J[:, second]) / 2
+    # a root that is differentiable at 0
+    return (J.square().sum(-1) + 1e-300).sqrt().sum(-1).amax(-1)
+
+
+def steepest_network(
+    model: Transformer,
+    m: int,
+    radius: float,
+    query_radius: float,
+    *,
+    restarts: int = 8,
+    steps: int = 100,
+    least_norm: float = 0.0,
+    own_token: bool = True,
+    differences: bool = False,
+    generator: torch.Generator,
+) -> tuple[float, Float[Tensor, "m d"], Float[Tensor, "1 d"]]:
+    """The largest `local_lipschitz` that ascent finds over prompts and queries of one token in their balls, float64.
+
+    `least_norm` keeps prompt tokens and query at least that long.  Returns (constant, prompt, query): a lower bound on
+    the network's Lipschitz constant, and where it was found.
+    """
+    model = copy.deepcopy(model.require_finite()).double()
+    d = model.config.d
+    draw = {"generator": generator, "dtype": torch.float64}
+    prompts, queries = (r * torch.randn(restarts, k, d, **draw) / d**0.5 for k, r in ((m, radius), (1, query_radius)))
+
+    def clip(prompts, queries):
+        return into_ball(prompts, radius, least_norm), into_ball(queries, query_radius, least_norm)
+
+    def slope(prompts, queries):
+        return local_lipschitz(model, prompts, queries, own_token=own_token, differences=differences)
+
+    value, (prompt, query) = _ascend(slope, clip, (prompts, queries), 0.05 * radius, steps)
+    return value, prompt, query
+
+
+def shortest_norm_input(model: Transformer, prompts: Float[Tensor, "R m d"], queries: Tensor) -> float:
+    """The length of the shortest vector, after centring, that any norm of the network is given on these inputs."""
+    shortest = torch.inf
+
+    def watch(norm, inputs):
+        nonlocal shortest
+        x = inputs[0] - inputs[0].mean(-1, keepdim=True) if norm.kind == "layer" else inputs[0]
+        shortest = min(shortest, float(x.norm(dim=-1).min()))
+
+    hooks = [part.register_forward_pre_hook(watch) for part in model.modules() if isinstance(part, Norm)]
+    try:
+        for part in prompts.split(4096):
+            model(part, queries)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shortest
+
+
+def cluster_slope(
+    A: Float[Tensor, "d d"], V: Float[Tensor, "o d"], places: Float[Tensor, "R K d"], counts: Float[Tensor, "R K"]
+) -> Float[Tensor, " R"]:
+    """Frobenius norm gained by self-attention of clustered tokens, when each cluster moves as one, [R].
+
+    `counts` tokens sit at each of K places.  The largest singular value of the derivative of the map of all tokens to
+    all outputs, restricted to directions that are the same within a cluster; with counts of one it is the whole
+    derivative.  A lower bound on the Lipschitz constant in the Frobenius norm (Proposition 2c).
+    """
+    R, K, d = places.shape
+    logits = places @ A.T @ places.mT + counts.log()[:, None]  # query a, key b: ⟨A z_a, z_b⟩, [R, K, K]
+    weight = torch.softmax(logits, -1)
+    centred = places[:, None] - (weight @ places)[:, :, None]  # z_b − z̄_a, [R, a, b, d]
+    keys = torch.einsum("rab,rabk,raj->rabkj", weight, centred, places @ A.T)
+    keys = keys + weight[..., None, None] * torch.eye(d, dtype=A.dtype)
+    covariance = torch.einsum("rab,rabk,rabj->rakj", weight, centred, centred)
+    own = torch.einsum("rakj,ab->rabkj", covariance @ A, torch.eye(K, dtype=A.dtype))
+    scale = (counts[:, :, None] / counts[:, None]).sqrt()[..., None, None]  # from cluster means to Frobenius norms
+    J = torch.einsum("ok,rabkj->raobj", V, (keys + own) * scale)
+    return torch.linalg.matrix_norm(J.reshape(R, K * V.shape[0], K * d), 2)
+
+
+def steepest_clusters(
+    A: Float[Tensor, "d d"],
+    V: Float[Tensor, "o d"],
+    tokens: int,
+    radius: float,
+    *,
+    restarts: int = 8,
+    steps: int = 300,
+    generator: torch.Generator,
+) -> float:
+    """The largest `cluster_slope` that ascent finds for so many tokens in two clusters of all proportions, float64."""
+    A, V = A.double(), V.double()
+    if tokens < 2:
+        raise ValueError(f"two clusters need at least two tokens, not {tokens}")
+    first = sorted({round(tokens**x) for x in np.linspace(0, 1, 12)} & set(range(1, tokens)))
+    counts = torch.tensor([[k, tokens - k] for k in first], dtype=torch.float64).repeat(restarts, 1)
+    places = radius * torch.randn(len(counts), 2, A.shape[0], generator=generator, dtype=torch.float64)
+    return _ascend(
+        lambda z: cluster_slope(A, V, z, counts), lambda z: (into_ball(z, radius),), (places,), 0.05 * radius, steps
+    )[0]
+
+
+def into_ball(x: Float[Tensor, "... d"], radius: float, least: float = 0.0) -> Float[Tensor, "... d"]:
+    """The nearest vectors of length between `least` and `radius`."""
+    length = x.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    return x * (length.clamp(min=least, max=radius) / length)
+
+
+def _ascend(value, clip, start, rate: float, steps: int, power: int | None = None):
+    """Adam with a cosine schedule on the sum of `value` [R] over independent runs, `clip`ped after every step.
+
+    In the variable numbered `power` the value is a norm: it is replaced by its gradient, a power iteration, which never
+    lowers a norm on the sphere.  Returns the largest value that any run had at any step, and its row of each variable.
+    """
+    variables = [x.clone().requires_grad_() for x in clip(*start)]
+    adam = torch.optim.Adam([x for k, x in enumerate(variables) if k != power], lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, eta_min=1e-3 * rate)
+    best, place = -torch.inf, None
+    for step in range(steps + 1):
+        values = value(*variables)
+        top = int(values.argmax())
+        if values[top] > best:
+            best, place = float(values[top].detach()), [x[top].detach().clone() for x in variables]
+        if step < steps:
+            slopes = torch.autograd.grad(-values.sum(), variables, allow_unused=True, materialize_grads=True)
+            for x, slope in zip(variables, slopes, strict=True):
+                x.grad = slope
+            adam.step()
+            schedule.step()
+            with torch.no_grad():
+                if power is not None:
+                    variables[power].copy_(-variables[power].grad)
+                for x, clipped in zip(variables, clip(*variables), strict=True):
+                    x.copy_(clipped)
+    return best, place
+
+
+# --- labelings with a margin ---------------------------------------------------------------------------------------
+
+
+def labels_and_gaps(
+    model: Transformer, prompts: Float[Tensor, "N m d"], queries: Tensor, *, own_token: bool = True, chunk: int = 4096
+) -> tuple[UInt8[np.ndarray, "N n"], Float[np.ndarray, "N n"]]:
+    """For every prompt and query the argmax, and by how much its logit exceeds the second largest, [N, n] each."""
+    labels, gaps = [], []
+    for part in prompts.split(chunk):
+        top = model(part, queries, own_token=own_token).topk(2, -1)  # [R, n, 2]
+        labels.append(top.indices[..., 0].to(torch.uint8))
+        gaps.append((top.values[..., 0] - top.values[..., 1]).double())
+    return torch.cat(labels).numpy(), torch.cat(gaps).numpy()
+
+
+def best_margins(labels: UInt8[np.ndarray, "N n"], gaps: Float[np.ndarray, "N n"]) -> Float[np.ndarray, " D"]:
+    """The largest margin, over prompts, of each of the labelings that they show, in falling order, [D].
+
+    A labeling's margin at a prompt is the least of its gaps over the queries.  `(best_margins(...) > 2 * eps).sum()`
+    labelings are memorised with margin 2ε by these prompts: a lower bound on 2^{Mem_2ε} (Theorem 2).
+    """
+    rows, number = np.unique(labels, axis=0, return_inverse=True)
+    best = np.zeros(len(rows))
+    np.maximum.at(best, number.ravel(), gaps.min(1))
+    return np.sort(best)[::-1]
+
+
+def choose_queries(
+    labels: UInt8[np.ndarray, "N n"], gaps: Float[np.ndarray, "N n"], margin: float, most: int = 64
+) -> list[int]:
+    """Columns of a pool of queries, at most `most`, chosen one by one so that many labelings have the margin.
+
+    Greedy: each choice makes the number of memorised labelings largest; it ends where none makes it larger.
+    """
+    clear = gaps > margin
+    table = labels.astype(np.int64)
+    base = int(table.max()) + 1
+    chosen, alive, number, count = [], np.arange(len(labels)), np.zeros(len(labels), dtype=np.int64), 1
+    while len(chosen) < most and len(alive):
+        codes = number[:, None] * base + table[alive]  # [prompts that are left, n]
+        found = [
+            int((np.bincount(code[ok], minlength=1) > 0).sum())
+            for code, ok in zip(codes.T, clear[alive].T, strict=True)
+        ]
+        best = int(np.argmax(found))
+        if found[best] <= (count if chosen else 0):
+            break
+        kept = clear[alive, best]
+        _, number = np.unique(codes[kept, best], return_inverse=True)
+        alive, count = alive[kept], found[best]
+        chosen.append(best)
+    return chosen

@@ -88,9 +88,8 @@ class Norm(nn.Module):
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         if self.kind == "none":
             return x
-        if self.kind == "layer":
-            x = x - x.mean(-1, keepdim=True)
-        return self.gain * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        norm = F.layer_norm if self.kind == "layer" else F.rms_norm
+        return norm(x, self.gain.shape, self.gain, eps=self.eps)
 
 
 class Block(nn.Module):
@@ -131,9 +130,9 @@ class Block(nn.Module):
     def token_wise(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         if not self.config.mlp:
             return x
-        hidden = self.norm2(x) @ self.up + self.up_bias
+        hidden = F.linear(self.norm2(x), self.up.T, self.up_bias)
         hidden = F.relu(hidden) if self.config.activation == "relu" else F.gelu(hidden)
-        return x + hidden @ self.down + self.down_bias
+        return x + F.linear(hidden, self.down.T, self.down_bias)
 
 
 class Transformer(nn.Module):
@@ -230,6 +229,32 @@ class Transformer(nn.Module):
                 p = block.token_wise(p + u)  # [R, n or 1, m, d]
         logits = self.norm(x) @ self.unembedding  # [R, n, T, q]
         return logits[..., -1, :] if read == "last" else logits
+
+    def stream(self, x: Float[Tensor, "R T d"]) -> Float[Tensor, "R T q"]:
+        """As a language model: logits of the next token after every vector of R sequences, [R, T, q].
+
+        Each sequence is a prompt followed by the embeddings of its own tokens, all seen causally: the same numbers as
+        `forward`, up to rounding, where R prompts meet R different strings.  Attention is fused: for gradients, not
+        for forward-mode derivatives.  ValueError unless the network is causal, or if a sequence is too long.
+        """
+        c = self.config
+        if not c.causal or c.context_scaling != "none":
+            raise ValueError("stream needs a causal network without context scaling")
+        if x.ndim != 3 or x.shape[-1] != c.d or not x.shape[1]:
+            raise ValueError(f"sequences must have the shape [R, T, d] with d = {c.d}, not {list(x.shape)}")
+        if c.positions == "learned":
+            if x.shape[1] > c.context:
+                raise ValueError(f"{x.shape[1]} tokens exceed the {c.context} learned positions")
+            x = x + self.position[: x.shape[1]]
+        scale = c.inverse_temperature / math.sqrt(c.d_k)
+        for block in self.blocks:
+            weight = torch.cat([block.query, block.key, block.value], 1)  # one product instead of three
+            parts = (block.norm1(x) @ weight).split([c.heads * c.d_k, c.heads * c.d_k, c.heads * c.d_v], -1)
+            q, k, v = (part.unflatten(-1, (c.heads, -1)).transpose(-2, -3) for part in parts)  # [R, H, T, d_h]
+            q, k = self._turn(q, 0), self._turn(k, 0)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+            x = block.token_wise(x + mixed.transpose(-2, -3).flatten(-2) @ block.output)
+        return self.norm(x) @ self.unembedding
 
     def _prompt_length(self, prompt) -> int:
         c = self.config

@@ -1,0 +1,134 @@
+"""Theorem 4: bounds on accessible strings, how they are measured, and the search on a grid of prompts."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prompt_memory import bounds, language, measure, tasks, tune
+from prompt_memory.transformer import Transformer, TransformerConfig
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = TransformerConfig(
+        d=8, q=5, depth=2, heads=2, mlp=16, norm="layer", causal=True, positions="learned", context=16
+    )
+    return Transformer(config, generator=torch.Generator().manual_seed(3))
+
+
+@given(st.floats(0, 40), st.integers(1, 30), st.integers(2, 50))
+def test_accessible_fraction_is_the_count_of_prompts_over_the_count_of_strings(bits, n, V):
+    assert bounds.accessible_fraction(bits, n, V) == pytest.approx(min(1, 2**bits / V**n), rel=1e-9)
+
+
+def test_at_the_critical_length_half_of_all_strings_are_left():
+    for bits, V in ((10, 2), (33, 7), (2048, 96)):
+        n = bounds.critical_length(bits, V)
+        assert bits - n * math.log2(V) == pytest.approx(-1)
+    assert bounds.critical_length(20, 4) - bounds.critical_length(10, 4) == pytest.approx(5)
+
+
+def test_source_ceiling_is_the_best_set_of_that_size():
+    generator = np.random.default_rng(0)
+    p = generator.dirichlet(np.ones(7))
+    for bits in (0, 1, 2, 3.0, 9):
+        size = min(7, int(2**bits))
+        best = max(sum(chosen) for chosen in itertools.combinations(p, size))
+        assert bounds.source_ceiling(np.log2(p), bits) == pytest.approx(best)
+
+
+def test_mimo_bits_of_independent_levels():
+    # 2^b − 1 steps of ε on each side: log2(1 + rσ/ε) = b
+    assert bounds.mimo_bits(np.array([3.0, 0.0, 7.0]), 1.0, 1.0) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: bounds.accessible_fraction(-1, 3, 4), "bits"),
+        (lambda: bounds.critical_length(3, 1), ">= 2"),
+        (lambda: bounds.source_ceiling(np.log2([0.5, 0.4]), 1), "add up to one"),
+        (lambda: bounds.mimo_bits(np.array([-1.0]), 1, 1), "singular values"),
+        (lambda: measure.n50(np.array([])), "at least one string"),
+    ],
+)
+def test_bad_input_gets_a_sentence(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+def test_n50_finds_the_centre_of_a_sigmoid():
+    random = np.random.default_rng(1)
+    for centre, width in ((8.3, 0.7), (20.0, 2.0)):
+        # Pr[length >= n] = 1/(1 + e^{(n − centre)/width}) means length = floor of a logistic variable
+        lengths = np.maximum(0, np.floor(random.logistic(centre, width, size=4000)))
+        assert measure.n50(lengths.astype(int)) == pytest.approx(centre, abs=0.15)
+    assert measure.n50(np.full(9, 7)) == pytest.approx(7.5, abs=0.05)
+
+
+def test_half_crossing_interpolates():
+    assert measure.half_crossing([1.0, 0.75, 0.25]) == pytest.approx(2.5)
+    assert measure.half_crossing([0.25]) == pytest.approx(2 / 3)
+    assert measure.half_crossing([1.0, 0.9]) == math.inf
+
+
+def test_sampled_strings_come_with_their_probability(model):
+    prompts = torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(0)).expand(4000, 2, 8)
+    strings, log2 = measure.sampled_strings(model, prompts, 2, generator=torch.Generator().manual_seed(1))
+    logits = [model.stream(prompts[:1])[0, -1]]
+    probability = {}
+    for first in range(5):
+        x = torch.cat([prompts[0], model.embedding[first][None]])[None]
+        second = model.stream(x)[0, -1].softmax(-1)
+        for b in range(5):
+            probability[first, b] = float(logits[0].softmax(-1)[first] * second[b])
+    assert sum(probability.values()) == pytest.approx(1, abs=1e-5)
+    for pair, p in probability.items():
+        rows = (strings == torch.tensor(pair)).all(1)
+        assert float(rows.double().mean()) == pytest.approx(p, abs=5 * math.sqrt(p / 4000) + 1e-3)
+        assert torch.allclose(log2[rows].exp2(), torch.tensor(p).double(), rtol=1e-4)
+
+
+def test_every_allowed_prompt_decoded_counts_no_more_strings_than_prompts(model):
+    prompts = tasks.grid_prompts(torch.arange(2**8), 8, 1, tasks.grid(1))
+    strings = measure.greedy(model, prompts, 6)
+    for n in range(1, 7):
+        count = len(torch.unique(strings[:, :n], dim=0))
+        assert count / 5**n <= bounds.accessible_fraction(8, n, 5)
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_search_on_a_grid_finds_what_enumeration_finds(model, bits):
+    """All prompts of a small set are decoded; the search must reach the longest accessible beginning, never more."""
+    k, m = 3, 2
+    basis = 3 * torch.randn(k, 8, generator=torch.Generator().manual_seed(5))
+    values = tasks.grid(bits)
+    places = tasks.grid_prompts(torch.arange(len(values) ** (k * m)), k, m, values)
+    everything = measure.greedy(model, places @ basis, 6)
+    strings = language.random_strings(12, 6, 5, generator=torch.Generator().manual_seed(6))
+    exact = torch.stack([(everything == t).long().cumprod(1).sum(1).max() for t in strings])
+    fit = tune.longest_prefix_on_grid(
+        model, strings, m, basis, values, chains=8, steps=80, generator=torch.Generator().manual_seed(7)
+    )
+    assert (fit.lengths <= exact).all()
+    assert (fit.lengths == exact).float().mean() >= 0.9
+    decoded = measure.greedy(model, fit.prompts, 6)
+    assert ((decoded == strings).long().cumprod(1).sum(1) >= fit.lengths).all()
+    coordinates = fit.prompts @ torch.linalg.pinv(basis)
+    assert torch.isclose(coordinates[..., None], values, atol=1e-4).any(-1).all()
+
+
+def test_search_on_a_grid_refuses_what_does_not_fit(model):
+    strings = torch.zeros(1, 3, dtype=torch.long)
+    arguments = dict(chains=1, steps=1, generator=torch.Generator())
+    with pytest.raises(ValueError, match="a basis \\[k, 8\\] and at least two values"):
+        tune.longest_prefix_on_grid(model, strings, 1, torch.zeros(2, 7), tasks.grid(1), **arguments)
+    with pytest.raises(ValueError, match="m must be an integer >= 1, not 0"):
+        tune.longest_prefix_on_grid(model, strings, 0, torch.zeros(2, 8), tasks.grid(1), **arguments)
+    with pytest.raises(ValueError, match="string 0 has the token 5"):
+        tune.longest_prefix_on_grid(model, strings + 5, 1, torch.zeros(2, 8), tasks.grid(1), **arguments)

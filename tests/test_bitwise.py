@@ -1,0 +1,188 @@
+"""The tent network against exact fractions, and enumerated grids against loops."""
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from prompt_memory import bitwise, bounds
+from prompt_memory.transformer import Transformer, TransformerConfig
+
+torch.set_num_threads(1)
+
+
+def orbit_labels(code: int, levels: int) -> list[int]:
+    """Signs along the orbit of the tent map, in exact arithmetic."""
+    x, labels = Fraction(code, 2**levels), []
+    for _ in range(levels):
+        labels.append(int(x > 0))
+        x = 1 - 2 * abs(x)
+    return labels
+
+
+def run(labels, levels, dtype=torch.float32):
+    coordinates = labels.shape[1] // levels
+    model = bitwise.tent_network(levels, coordinates).to(dtype)
+    prompts = bitwise.tent_prompts(bitwise.tent_code(labels, levels), levels, dtype)
+    return model(prompts, bitwise.tent_queries(levels, coordinates).to(dtype), own_token=False)
+
+
+def random_labels(samples, levels, seed=0):
+    return torch.randint(2, (samples, levels), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("levels", "coordinates"), [(1, 1), (2, 1), (7, 1), (3, 2), (2, 3)])
+def test_every_labeling_is_held_with_margin_one(levels, coordinates):
+    labels = torch.tensor(list(itertools.product([0, 1], repeat=levels * coordinates)))
+    logits = run(labels, levels, torch.float64)
+    assert torch.equal(logits.argmax(-1), labels)
+    assert (logits[..., 1] - logits[..., 0]).abs().min() == 1
+    assert len(torch.unique(bitwise.tent_code(labels, levels), dim=0)) == len(labels)
+
+
+@pytest.mark.parametrize("levels", [1, 4, 9])
+def test_codes_are_all_odd_numbers_and_show_their_labels(levels):
+    labels = torch.tensor(list(itertools.product([0, 1], repeat=levels)))
+    codes = bitwise.tent_code(labels, levels)[:, 0].tolist()
+    assert sorted(codes) == list(range(1 - 2**levels, 2**levels, 2))
+    assert [orbit_labels(code, levels) for code in codes] == labels.tolist()
+
+
+def test_long_codes_in_exact_arithmetic():
+    labels = random_labels(50, 62)
+    codes = bitwise.tent_code(labels, 62)[:, 0].tolist()
+    assert [orbit_labels(code, 62) for code in codes] == labels.tolist()
+
+
+@pytest.mark.parametrize(("dtype", "significand"), [(torch.float32, 24), (torch.float64, 53)])
+def test_a_coordinate_holds_its_significand_and_no_more(dtype, significand):
+    labels = random_labels(200, significand)
+    logits = run(labels, significand, dtype)
+    assert torch.equal(logits.argmax(-1), labels)
+    assert ((logits[..., 1] - logits[..., 0]).abs() >= 1).all()
+    beyond = random_labels(200, significand + 1)
+    held = (run(beyond, significand + 1, dtype).argmax(-1) == beyond).all(1)
+    assert 0.5 < held.double().mean() < 1  # numbers below 1/2 are still exact
+
+
+def test_real_numbers_follow_the_tent_map():
+    levels = 6
+    numbers = 2 * torch.rand(40, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
+    prompts = torch.nn.functional.pad(numbers, (0, 7 + levels))[:, None]
+    logits = bitwise.tent_network(levels, 2).double()(
+        prompts, bitwise.tent_queries(levels, 2).double(), own_token=False
+    )
+    x, expected = numbers, []
+    for level in range(levels):
+        expected.append(2 ** (levels - level) * x)
+        x = 1 - 2 * x.abs()
+    expected = torch.stack(expected, -1).flatten(1)  # coordinate by coordinate
+    torch.testing.assert_close(logits[..., 1] - logits[..., 0], expected, rtol=0, atol=1e-12)
+
+
+def test_the_lipschitz_constant_is_attained():
+    levels = 8
+    model = bitwise.tent_network(levels).double()
+    prompt = bitwise.tent_prompts(torch.tensor([[77]]), levels, torch.float64)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda p: model(p, bitwise.tent_queries(levels).double(), own_token=False)[0], prompt
+    )[:, :, 0, 0]
+    assert torch.equal(jacobian[..., 0].abs(), torch.full((levels, 2), 2.0 ** (levels - 1), dtype=torch.float64))
+    assert not jacobian[..., 1:].any()  # nothing else of the prompt is read
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: bitwise.tent_network(0), "levels must lie between 1 and 62, where integers of 64 bits end, not 0"),
+        (lambda: bitwise.tent_queries(63), "levels must lie between 1 and 62, where integers of 64 bits end, not 63"),
+        (lambda: bitwise.tent_network(3, 0), "at least one coordinate is needed, not 0"),
+        (lambda: bitwise.tent_code(torch.zeros(1, 5), 3), "5 labels do not fill coordinates of 3 bits"),
+        (lambda: bitwise.tent_code(torch.full((1, 3), 2), 3), "labels must be 0 or 1"),
+        (lambda: bitwise.grid_bits(np.zeros((4, 2), np.uint8), 3, 2), "has 4 values a coordinate, fewer than 2\\^3"),
+    ],
+)
+def test_mistakes_are_named(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+# --- grids ---------------------------------------------------------------------------------------------------------
+
+
+def setting(own_token=True, d=3):
+    generator = torch.Generator().manual_seed(3)
+    config = TransformerConfig(d=d, q=3, depth=2, heads=1, mlp=5, activation="relu")
+    model = Transformer(config, generator=generator).double()
+    return (
+        model,
+        torch.randn(2, d, generator=generator, dtype=torch.float64),
+        torch.randn(9, 1, d, generator=generator, dtype=torch.float64),
+    )
+
+
+@pytest.mark.parametrize("own_token", [True, False])
+def test_grid_behaviours_are_those_of_single_prompts(own_token):
+    model, prompt, queries = setting()
+    table = bitwise.grid_behaviours(
+        model, prompt, queries, coordinates=2, bits=3, radius=2.0, own_token=own_token, chunk=10
+    )
+    assert table.shape == (8, 8, 9)
+    for i, j in itertools.product(range(8), range(8)):
+        changed = prompt.clone()
+        changed[0, 0], changed[0, 1] = i / 2 - 2, j / 2 - 2
+        expected = model(changed[None], queries, own_token=own_token)[0].argmax(-1)
+        assert table[i, j].tolist() == expected.tolist()
+
+
+def test_grid_bits_count_sub_grids():
+    model, prompt, queries = setting()
+    table = bitwise.grid_behaviours(model, prompt, queries, coordinates=2, bits=4, radius=4.0)
+    for bits, n in [(0, 9), (1, 9), (3, 5), (4, 9)]:
+        step = 16 // 2**bits
+        rows = {tuple(table[i, j, :n]) for i in range(0, 16, step) for j in range(0, 16, step)}
+        assert bitwise.grid_bits(table, bits, n) == pytest.approx(np.log2(len(rows)), abs=1e-12)
+    assert bitwise.grid_bits(table, 4, 9) > bitwise.grid_bits(table, 1, 9)
+
+
+@pytest.mark.parametrize(("coordinates", "bits"), [(0, 3), (4, 3), (1, 0)])
+def test_grid_mistakes(coordinates, bits):
+    model, prompt, queries = setting()
+    with pytest.raises(ValueError, match="give 1 to 3 coordinates and bits >= 1"):
+        bitwise.grid_behaviours(model, prompt, queries, coordinates=coordinates, bits=bits)
+
+
+# --- Theorem 3′ on networks that belong to its classes -------------------------------------------------------------
+
+
+def changes_on_a_line(model, prompt, queries, own_token, radius=6.0, points=2**14):
+    """The number of behaviours met on a fine grid along the first coordinate: a lower bound on the truth."""
+    bits = int(np.log2(points))
+    table = bitwise.grid_behaviours(
+        model, prompt, queries, coordinates=1, bits=bits, radius=radius, own_token=own_token
+    )
+    return bitwise.grid_bits(table, bits, len(queries))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("mlp", [0, 3])
+def test_one_softmax_layer_stays_below_its_bound(seed, mlp):
+    generator = torch.Generator().manual_seed(seed)
+    model = Transformer(TransformerConfig(d=3, heads=1, mlp=mlp, activation="relu"), generator=generator).double()
+    for weight in (model.blocks[0].query, model.blocks[0].output):
+        weight.mul_(4)
+    prompt = torch.randn(1, 3, generator=generator, dtype=torch.float64)
+    queries = torch.randn(30, 1, 3, generator=generator, dtype=torch.float64)
+    assert 0 < changes_on_a_line(model, prompt, queries, True) <= bounds.one_coordinate_bits(30, 1, mlp)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_piecewise_linear_network_stays_below_its_bound(seed):
+    generator = torch.Generator().manual_seed(seed)
+    config = TransformerConfig(d=3, depth=2, heads=1, mlp=4, activation="relu")
+    model = Transformer(config, generator=generator).double()
+    prompt = torch.randn(1, 3, generator=generator, dtype=torch.float64)
+    queries = torch.randn(30, 1, 3, generator=generator, dtype=torch.float64)
+    assert changes_on_a_line(model, prompt, queries, False) <= bounds.piecewise_linear_bits(30, 1, [8, 4])
