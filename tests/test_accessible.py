@@ -68,13 +68,32 @@ def test_n50_finds_the_centre_of_a_sigmoid():
         # Pr[length >= n] = 1/(1 + e^{(n − centre)/width}) means length = floor of a logistic variable
         lengths = np.maximum(0, np.floor(random.logistic(centre, width, size=4000)))
         assert measure.n50(lengths.astype(int)) == pytest.approx(centre, abs=0.15)
+        cap = round(centre + width)  # strings that end there tell only "at least"
+        assert measure.n50(np.minimum(lengths, cap).astype(int), cap) == pytest.approx(centre, abs=0.2)
+        blind = measure.n50(np.minimum(lengths, cap).astype(int))
+        assert blind < measure.n50(np.minimum(lengths, cap).astype(int), cap)
     assert measure.n50(np.full(9, 7)) == pytest.approx(7.5, abs=0.05)
 
 
-def test_half_crossing_interpolates():
-    assert measure.half_crossing([1.0, 0.75, 0.25]) == pytest.approx(2.5)
-    assert measure.half_crossing([0.25]) == pytest.approx(2 / 3)
-    assert measure.half_crossing([1.0, 0.9]) == math.inf
+def test_half_crossing_is_the_critical_length_of_the_bound_and_never_later_below_it():
+    assert measure.half_crossing([0.0, -0.5, -1.5]) == pytest.approx(2.5)
+    assert measure.half_crossing([0.0, -0.9]) == math.inf
+    n = np.arange(1, 12)
+    random = np.random.default_rng(0)
+    for bits, V in ((5, 3), (16, 27), (9.5, 2)):
+        line = bits - n * math.log2(V)
+        critical = bounds.critical_length(bits, V)
+        assert measure.half_crossing(line) == pytest.approx(critical)
+        below = np.minimum(0, line) - random.random(len(n))
+        assert measure.half_crossing(below) <= critical + 1e-12
+
+
+def test_first_occurrences_count_the_rows_of_every_beginning_of_a_table():
+    table = np.random.default_rng(2).integers(0, 3, size=(200, 3)).astype(np.uint8)
+    rows, first = measure.first_occurrences(table)
+    for count in (1, 5, 40, 200):
+        assert (first < count).sum() == len({tuple(row) for row in table[:count]})
+    assert (table[first] == rows).all()
 
 
 def test_sampled_strings_come_with_their_probability(model):

@@ -557,6 +557,17 @@ def test_the_longest_beginning_decodes_and_the_next_token_does_not(dtype):
     assert found.lengths.sum() > first.lengths.sum()
 
 
+def test_growing_without_steps_goes_as_far_as_the_starts_do():
+    model, strings = reader(), some_strings(60, 4)
+    found = tune.longest_prefix(model, strings, 2, restarts=3, **SEARCH | {"steps": 0})
+    reached = []
+    for start in range(3):
+        prompts = torch.stack([tune._start(string, start, 2, model, 1.0, 0) for string in strings])
+        reached.append((measure.greedy(model, prompts, 4) == strings).long().cumprod(1).sum(1))
+    assert torch.equal(found.lengths, torch.stack(reached).amax(0))
+    assert set(found.lengths.tolist()) >= {0, 1, 2}
+
+
 def test_growing_reaches_whole_strings_and_may_reach_nothing():
     model, strings = reader(), some_strings(16, 1)
     found = tune.longest_prefix(model, strings, 2, restarts=3, **SEARCH)
@@ -779,6 +790,17 @@ def test_a_run_that_leaves_the_finite_numbers_keeps_what_it_had():
     assert torch.equal(found.success, starts.success)
     assert torch.equal(found.steps, torch.where(starts.success, 0, 30))
     assert f"and {len(error.value.runs) - 5} more: lower the learning rate" in str(error.value)
+
+
+def test_a_success_needs_no_gradient(monkeypatch):
+    model, strings = reader(), torch.cartesian_prod(*[torch.arange(4)] * 2)
+    starts = tune.cram(model, strings, 2, restarts=1, seed=4, **SEARCH | {"steps": 0})
+    assert starts.success.any()
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, x: (torch.full_like(x, math.nan),))
+    with pytest.raises(tune.NonFiniteLoss) as error:
+        tune.cram(model, strings, 2, restarts=1, seed=4, **SEARCH)
+    assert error.value.runs == [(string, 0) for string in (~starts.success).nonzero()[:, 0].tolist()]
+    assert torch.equal(error.value.result.success, starts.success)
 
 
 def test_a_later_start_may_succeed_where_an_earlier_one_was_lost(monkeypatch):

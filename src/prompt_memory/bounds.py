@@ -237,6 +237,7 @@ def network_lipschitz(
     least_norm: float = 0.0,
     keys: int | None = None,
     differences: bool = False,
+    read_prompt: bool = False,
 ) -> float:
     """Λ with ‖F(P; X) − F(P'; X)‖_∞ <= Λ max_j ‖p_j − p'_j‖, for a whole frozen transformer and soft prompts.
 
@@ -249,7 +250,8 @@ def network_lipschitz(
     `least_norm`: the constant then holds for pairs of prompts that keep every input of every norm at least that long
     (after centring, for LayerNorm).  `keys`: the largest number of tokens that any token sees, needed if the network
     scales its softmax with the context.  `differences`: Λ for half the largest difference of two logits, which is all
-    that margins depend on; never larger.  Returns a float, which is infinite if a norm may divide by zero.
+    that margins depend on; never larger.  `read_prompt`: logits are also read at tokens of the prompt, as those of a
+    language model before its first token are (Theorem 4).  Returns a float, infinite if a norm may divide by zero.
     ValueError for wrong shapes, entries that are not finite, negative radii, or missing `keys`.
     """
     c = config
@@ -301,7 +303,7 @@ def network_lipschitz(
         reading = float(np.linalg.norm(read[:, None] - read[None], axis=-1).max()) / 2
     else:
         reading = float(np.linalg.norm(read, axis=-1).max())
-    constant = reading * slope * x
+    constant = reading * slope * (max(p, x) if read_prompt else x)
     return math.inf if math.isnan(constant) else constant  # 0 · ∞ where radii overflow
 
 

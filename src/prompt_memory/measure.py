@@ -37,8 +37,16 @@ def behaviours(
 
 def distinct(table: UInt8[np.ndarray, "N n"]) -> UInt8[np.ndarray, "D n"]:
     """The different rows of a table of behaviours, [D, n], in lexicographic order."""
+    return first_occurrences(table)[0]
+
+
+def first_occurrences(
+    table: UInt8[np.ndarray, "N n"],
+) -> tuple[UInt8[np.ndarray, "D n"], Int[np.ndarray, " D"]]:
+    """The different rows of a table, [D, n], and for each the number of the first row that equals it, [D]."""
     rows = np.ascontiguousarray(table).view(np.dtype((np.void, table.shape[1])))[:, 0]
-    return np.unique(rows).view(np.uint8).reshape(-1, table.shape[1])
+    different, first = np.unique(rows, return_index=True)
+    return different.view(np.uint8).reshape(-1, table.shape[1]), first
 
 
 def best_recall(
@@ -100,36 +108,41 @@ def sampled_strings(
     return torch.cat(tokens, 1), log2
 
 
-def n50(lengths: Int[np.ndarray, " S"]) -> float:
+def n50(lengths: Int[np.ndarray, " S"], longest: int | None = None) -> float:
     """The number of tokens at which half of the strings are still accessible, from their longest accessible lengths.
 
     Maximum likelihood for the sigmoid Pr[length >= n] = 1/(1 + e^{(n − n50)/w}), n >= 1; equal lengths a give a + 1/2.
-    ValueError without strings.
+    A length of `longest`, where the strings ended, counts as "at least".  ValueError without strings.
     """
     lengths = np.asarray(lengths)
     if not lengths.size:
         raise ValueError("n50 needs at least one string")
+    ended = lengths == longest
 
     def sigmoid(n, centre, width):
         return np.where(n < 0.5, 1.0, special.expit(-(n - centre) / width))
 
     def cost(parameters):
         centre, width = parameters[0], math.exp(parameters[1])
-        mass = sigmoid(lengths, centre, width) - sigmoid(lengths + 1, centre, width)
+        mass = sigmoid(lengths, centre, width) - np.where(ended, 0.0, sigmoid(lengths + 1, centre, width))
         return -np.log(np.maximum(mass, 1e-12)).mean() + 1e-4 * parameters[1] ** 2  # equal lengths have no width
 
     start = (lengths.mean() + 0.5, math.log(max(0.3, 0.55 * lengths.std())))
     return float(optimize.minimize(cost, start, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-8}).x[0])
 
 
-def half_crossing(fractions: Float[np.ndarray, " N"]) -> float:
-    """Where the fractions at n = 1, 2, … (1 at n = 0) first fall to one half, interpolated; infinite if they do not."""
-    curve = np.concatenate([[1.0], np.asarray(fractions, dtype=float)])
-    below = np.flatnonzero(curve <= 0.5)
+def half_crossing(log2_fractions: Float[np.ndarray, " N"]) -> float:
+    """Where the fractions 2^f_n at n = 1, 2, … first fall to one half, f being joined by straight lines from f_0 = 0.
+
+    A fraction 2^B V^{−n} has f on a straight line and falls to one half at (B + 1)/log2 V exactly; fractions that are
+    never above it do so no later.  Infinite if they do not fall so far.
+    """
+    curve = np.concatenate([[0.0], np.asarray(log2_fractions, dtype=float)])
+    below = np.flatnonzero(curve <= -1)
     if not len(below):
         return math.inf
     n = int(below[0])
-    return n - (0.5 - curve[n]) / (curve[n - 1] - curve[n])
+    return n - (-1 - curve[n]) / (curve[n - 1] - curve[n])
 
 
 # --- ranks ---------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class LanguageModel:
     corpus: Literal["lexicon", "natural"]
     steps: int
     batch: int = 32
-    tokens: int = 128
+    tokens: int = 129
     learning_rate: float = 4e-3
     seed: int = 0
 
@@ -102,7 +102,7 @@ def _language_model(corpus: str, d: int, depth: int, heads: int, context: int, *
         positions="learned",
         context=context,
     )
-    return LanguageModel(config, corpus, tokens=context, **schedule)
+    return LanguageModel(config, corpus, tokens=context + 1, **schedule)  # the last token is only predicted
 
 
 RECIPES: dict[str, Recipe] = {
