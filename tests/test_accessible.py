@@ -151,3 +151,22 @@ def test_search_on_a_grid_refuses_what_does_not_fit(model):
         tune.longest_prefix_on_grid(model, strings, 0, torch.zeros(2, 8), tasks.grid(1), **arguments)
     with pytest.raises(ValueError, match="string 0 has the token 5"):
         tune.longest_prefix_on_grid(model, strings + 5, 1, torch.zeros(2, 8), tasks.grid(1), **arguments)
+
+
+@pytest.mark.parametrize("norm", ["none", "rms", "layer"])
+def test_the_first_token_needs_the_constant_of_the_prompts_own_stream(norm):
+    """Before the first letter logits are read at a prompt vector, which moves itself: Λ must cover that, too."""
+    config = TransformerConfig(d=4, q=3, depth=1, heads=1, norm=norm, norm_eps=0.1, causal=True)
+    frozen = Transformer(config, generator=torch.Generator().manual_seed(0)).double()
+    frozen.blocks[0].output.mul_(0.01)  # attention hardly writes: strings after the first letter hardly see the prompt
+    weights = measure.numpy_weights(frozen)
+    arguments = dict(radius=1.0, query_radius=float(frozen.embedding.norm(dim=1).max()))
+    proved = bounds.network_lipschitz(config, weights, read_prompt=True, **arguments)
+    generator = torch.Generator().manual_seed(1)
+    prompts = measure.into_ball(torch.randn(200, 2, 4, generator=generator, dtype=torch.float64), 1.0)
+    prompts = prompts.requires_grad_()
+    logits = frozen.stream(prompts)[:, -1]
+    gradients = [torch.autograd.grad(logits[:, c].sum(), prompts, retain_graph=True)[0] for c in range(3)]
+    steepest = max(float(g.norm(dim=-1).sum(-1).max()) for g in gradients)
+    assert steepest <= proved
+    assert steepest > bounds.network_lipschitz(config, weights, **arguments)
