@@ -75,7 +75,7 @@ def check(tokens, queries, A, V):
             raise ValueError(f"{name} must be finite")
     if tokens.ndim != 2 or queries.ndim != 2 or not len(tokens) or not len(queries):
         raise ValueError(
-            f"tokens and queries must be non-empty lists of vectors, not arrays of shape {tokens.shape} and {queries.shape}"
+            f"tokens and queries must be non-empty lists of vectors, not of shape {tokens.shape} and {queries.shape}"
         )
     one_head = A.ndim == 2 and V.ndim == 2
     if one_head:
