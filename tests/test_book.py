@@ -388,7 +388,10 @@ def test_collection_refuses_what_would_mislead(tmp_path):
 
 
 def test_a_cold_build_gives_the_same_claims(html, tmp_path):
+    """Models trained anew, another folder, other jobs beside: the same bytes (three chapters, for time)."""
     root = copy_tree(tmp_path / "copy", keep=())
+    names = ["00_how_to_read", "01_counting", "04_accessible_strings"]
+    only_chapters(root, names)
     command = [sys.executable, "-m", "snakemake", "-s", "book/Snakefile", "--cores", "2", "--keep-going"]
     environment = os.environ | {"PYTHONPATH": str(root / "src")}
     result = subprocess.run(
@@ -396,7 +399,9 @@ def test_a_cold_build_gives_the_same_claims(html, tmp_path):
         text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    assert (root / "build/smoke/claims.json").read_bytes() == (html.parent / "claims.json").read_bytes()
+    for name in names:
+        claims = Path("claims", f"{name}.json")
+        assert (root / "build/smoke" / claims).read_bytes() == (html.parent / claims).read_bytes(), name
 
 
 def test_halving_counting_bits_fails_the_build(html, tmp_path):
