@@ -5,6 +5,9 @@ distortion are fractions between 0 and 1.  Nothing here knows about torch: a `co
 of `prompt_memory.transformer.TransformerConfig`.
 """
 
+import decimal
+import functools
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -844,3 +847,774 @@ def float_bits(radius: float, *, exponent: int, fraction: int) -> float:
     else:
         index = (power - 1 + bias) * 2**fraction + math.floor((2 * mantissa - 1) * 2**fraction)
     return math.log2(2 * min(index, largest) + 1)
+
+
+# --- Theorem 5: exact compression ----------------------------------------------------------------------------------
+
+
+def caratheodory_count(n: int, heads: int, d_v: int, *, own: bool = False, tokens: int | None = None) -> int:
+    """n·H·d_v + 1, or n·H·d_v if queries attend themselves: weighted tokens that replace a prompt of any length.
+
+    One attention layer, before and after it any token-wise maps, n fixed queries: some weighting of so many of the
+    prompt's own `tokens` (never more than there are, if given) gives each query the output of the whole prompt.
+    A query that also reads other fixed tokens counts like one that attends itself.  For the cache of a causal network
+    of L layers take n·L in place of n (Theorem 5).  ValueError unless all counts are integers >= 1.
+    """
+    n, heads, d_v = _positive_integers(n=n, heads=heads, d_v=d_v)
+    count = n * heads * d_v + (not own)
+    return count if tokens is None else min(count, *_positive_integers(tokens=tokens))
+
+
+# --- Theorem 6: moments --------------------------------------------------------------------------------------------
+
+
+def moment_count(d: int, k: int) -> int:
+    """C(d + k + 1, k + 1), the monomials of degree at most k + 1 in d variables.
+
+    So many weighted tokens stand for a prompt of any length in *all* heads at once, up to `moment_error`, if heads read
+    at most d dimensions of a token and positions are not rotary (Theorem 6, part 3).
+    ValueError unless d >= 1 and k >= 0 are integers.
+    """
+    return math.comb(*_degree(d, k, 1))
+
+
+def head_moment_count(k: int, d_k: int, d_v: int, heads: int = 1) -> int:
+    """H [C(d_k + k, k)(1 + d_v) − 1] + 1, the numbers that H heads read of a prompt up to degree k in its keys.
+
+    These are the moments of u^α and u^α v_i, |α| <= k, of keys u (turned, if positions are rotary) and values v, and
+    the constant once.  So many weighted tokens stand for a prompt of any length (Theorem 6, part 3).
+    ValueError unless d_k, d_v, heads >= 1 and k >= 0 are integers.
+    """
+    d_v, heads = _positive_integers(d_v=d_v, heads=heads)
+    return heads * (math.comb(*_degree(d_k, k, 0)) * (1 + d_v) - 1) + 1
+
+
+def softmax_remainder(k: int, B: float) -> float:
+    """ρ_k = min_{deg T <= k} max_{|s| <= B} |T(s)e^{−s} − 1|, how well a polynomial of degree k replaces e^s.
+
+    By Remez exchange in decimal arithmetic with as many digits as it needs; checked from below by the alternation
+    theorem, so that the result is right to rounding (Theorem 6, part 1; ρ_0 = tanh B, and about 2 J_{k+1}(B)).
+    ValueError unless 0 <= k <= 40 is an integer and 0 <= B <= 40.
+    """
+    return _alternation(*_remainder_arguments(k, B))[2]
+
+
+def softmax_alternation(k: int, B: float) -> tuple[Float[np.ndarray, " k+2"], Float[np.ndarray, " k+2"]]:
+    """Points s_0 < … < s_{k+1} of [−B, B] and weights c_j > 0 with sum 1 that prove ρ_k from below.
+
+    Σ_j (−1)^j c_j e^{−s_j} T(s_j) = 0 for every T of degree at most k, hence max_j |T(s_j)e^{−s_j} − 1| >=
+    |Σ_j (−1)^j c_j| = ρ_k for every such T (Theorem 6, part 1).  ValueError as `softmax_remainder`, and for B = 0.
+    """
+    k, B = _remainder_arguments(k, B)
+    if B == 0:
+        raise ValueError("B must be > 0: there is nothing to approximate on a single point")
+    points, weights, _ = _alternation(k, B)
+    return np.array(points), np.array(weights)
+
+
+def softmax_remainder_bound(k: int, B: float) -> float:
+    """min{tanh B, 2 Σ_{n>k} |J_n(B)| + 2 e^B Σ_{n,j>k} |J_j(B)| B^{j+n}/(j+n)!}, a proved bound of ρ_k.
+
+    J_n are Bessel functions; the double sum is tiny once k > B (Theorem 6, part 1).  ValueError as `softmax_remainder`.
+    """
+    k, B = _remainder_arguments(k, B)
+    return min(math.tanh(B), sum(_bessel_terms(k, B))) * (1 + 1e-12)  # the factor covers rounding
+
+
+def softmax_remainder_floor(k: int, B: float) -> float:
+    """2 J_{k+1}(B) − 2 Σ_{n>k+1} |J_n(B)| − 2 e^B Σ_{n,j>k} |J_j(B)| B^{j+n}/(j+n)!, at least 0: at most ρ_k.
+
+    For k + 1 >= B, so that with `softmax_remainder_bound` ρ_k is 2 J_{k+1}(B) up to smaller terms (Theorem 6, part 1).
+    ValueError as `softmax_remainder`, and if k + 1 < B.
+    """
+    k, B = _remainder_arguments(k, B)
+    if k + 1 < B:
+        raise ValueError(f"the bound from below needs k + 1 >= B, not k = {k} and B = {B}")
+    first, rest, folded = _bessel_terms(k, B)
+    return max(0.0, first - rest - folded) * (1 - 1e-12)
+
+
+def moment_error(k: int, B: float, scale: float) -> float:
+    """2 · scale · ρ_k(B), the most that prompts with equal moments differ by in the attention output of any query.
+
+    `scale` is Σ_h max ‖W_O^h V_h z‖ over tokens, at most R Σ_h ‖W_O^h V_h‖ (one head: ‖V‖R), and |logits| <= B.  Never
+    more than 2 · scale, and attained where keys and values are independent (Theorem 6, part 2).
+    ValueError as `softmax_remainder`, or unless scale >= 0 is finite.
+    """
+    return 2 * _nonnegative("scale", scale) * softmax_remainder(k, B)
+
+
+def moment_bits(
+    *,
+    k: int | None,
+    d_k: int,
+    d_v: int,
+    heads: int,
+    B: float,
+    scale: float,
+    lipschitz: float,
+    eps: float,
+    width: int | None = None,
+) -> float:
+    """J log2(1 + 2κe^{2B} SΛ_g/(ε − 2SΛ_gτ)), in bits: Mem_{2ε} of one attention layer for prompts of any length.
+
+    J = H[C(d_k+k, k)(1+d_v) − 1], or C(width+k+1, k+1) − 1 if that is smaller and `width` (the dimension of a token
+    that attention reads; not with rotary positions) is given; S = scale, Λ_g = lipschitz, ρ = ρ_k(B),
+    κ = (1+ρ)/(1−ρ), τ = tanh(½ artanh ρ) (Theorem 6, part 4).  S bounds the attention output as in `moment_error`, Λ_g
+    is the Lipschitz constant from it to the logits, up to a common shift.  With ε/2 in place of ε it bounds the
+    different tables of answers, when only answers with margin 2ε count.  `k` None: the best k.
+    ValueError if 2SΛ_gτ >= ε (a larger k is needed; the sentence says which), for bad counts, or unless eps > 0.
+    """
+    scale, lipschitz = _nonnegative("scale", scale), _nonnegative("lipschitz", lipschitz)
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
+    swing = scale * lipschitz
+
+    def bits(degree: int) -> float:
+        J = head_moment_count(degree, d_k, d_v, heads) - 1
+        if width is not None:
+            J = min(J, moment_count(width, degree) - 1)
+        if degree + 1 >= B and swing * softmax_remainder_floor(degree, B) >= eps:  # τ >= ρ/2: saves time
+            return math.inf
+        rho = softmax_remainder(degree, B)
+        left = eps - 2 * swing * rho / (1 + math.sqrt(1 - rho * rho))
+        if left <= 0 or rho >= 1:
+            return math.inf
+        return J * math.log1p(2 * (1 + rho) / (1 - rho) * math.exp(2 * B) * swing / left) / math.log(2)
+
+    if k is not None and math.isfinite(found := bits(k)):
+        return found
+    best, least = math.inf, None
+    for degree in range(_MOST_REMAINDER + 1):
+        if (found := bits(degree)) < math.inf and least is None:
+            least = degree
+        best = min(best, found)
+        if found > 2 * best < math.inf:  # J grows, and what it multiplies tends to a limit
+            break
+    if k is None and least is not None:
+        return best
+    advice = f"take k >= {least}" if least is not None else f"no k <= {_MOST_REMAINDER} will do"
+    raise ValueError(f"ρ_k is too large for eps = {eps}{'' if k is None else f' at k = {k}'}: {advice}")
+
+
+_MOST_REMAINDER = 40  # of k and of B
+
+
+def _degree(d: int, k: int, more: int) -> tuple[int, int]:
+    """(d + k + more, k + more), the arguments of a binomial coefficient."""
+    (d,) = _positive_integers(d=d)
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 0:
+        raise ValueError(f"k must be an integer >= 0, not {k!r}")
+    return d + int(k) + more, int(k) + more
+
+
+def _remainder_arguments(k: int, B: float) -> tuple[int, float]:
+    _degree(1, k, 0)
+    B = _nonnegative("B", B)
+    if k > _MOST_REMAINDER or B > _MOST_REMAINDER:
+        raise ValueError(f"ρ_k is computed for k and B up to {_MOST_REMAINDER}, not for k = {k}, B = {B}")
+    return int(k), B
+
+
+def _bessel_terms(k: int, B: float) -> tuple[float, float, float]:
+    """2|J_{k+1}(B)|, 2 Σ_{n>k+1} |J_n(B)| and 2e^B Σ_{n,j>k} |J_j(B)| B^{j+n}/(j+n)!."""
+    orders = np.arange(k + 1, k + 150)  # beyond them terms are below 1e-60 of the first
+    bessel = np.minimum(
+        np.where((exact := np.abs(special.jv(orders, B))) > 1e-290, exact, np.inf),  # below, rounding to zero
+        np.exp(special.xlogy(orders, B / 2) - special.gammaln(orders + 1)),  # |J_n(B)| <= (B/2)^n/n!
+    )
+    total = np.add.outer(orders, orders)
+    powers = np.exp(special.xlogy(total, B) - special.gammaln(total + 1))
+    return 2 * bessel[0], 2 * bessel[1:].sum(), 2 * math.exp(B) * float((bessel[:, None] * powers).sum())
+
+
+@functools.lru_cache(maxsize=1024)
+def _alternation(k: int, B: float) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """Alternation points and weights of the best approximation and ρ_k, by the Remez exchange.
+
+    Everything is a polynomial in t = s/B in Newton's form.  The error e(t) = T(t)e^{−Bt} − 1 of each step alternates on
+    k + 2 points, and e' = (T' − BT)e^{−Bt} has at most k zeros: so there is one zero of e between neighbouring points
+    and one extremum between neighbouring zeros, and the ends of the interval belong to the next points.
+    """
+    if B == 0:
+        return (0.0,), (1.0,), 0.0
+    size = (k + 1) * math.log10(B / 2) - math.lgamma(k + 2) / math.log(10)  # of ρ_k
+    with decimal.localcontext() as context:
+        context.prec = 50 + k + math.ceil(B) + math.ceil(max(0.0, -size))
+        context.Emin = decimal.MIN_EMIN
+        b, one = decimal.Decimal(B), decimal.Decimal(1)
+        angles = [math.pi * j / (k + 1) for j in range(k + 2)]
+        if k + 1 > B:  # where the leading term J_{k+1}(B) cos((k+1)θ − B sin θ) alternates
+            for _ in range(100):
+                angles = [(math.pi * j + B * math.sin(a)) / (k + 1) for j, a in enumerate(angles)]
+        points = [-one, *(decimal.Decimal(-math.cos(a)) for a in angles[1:-1]), one]
+        for _ in range(100):
+            weights, level, coefficients = _levelled(points, b)
+
+            def error(t, nodes=points, c=coefficients):
+                return _newton_form(nodes, c, t)[0] * (-b * t).exp() - 1
+
+            def slope(t, nodes=points, c=coefficients):
+                value, derivative = _newton_form(nodes, c, t)
+                return derivative - b * value
+
+            zeros = [_bisect(error, low, high, 12) for low, high in itertools.pairwise(points)]
+            inner = [_bisect(slope, low, high, 34) for low, high in itertools.pairwise(zeros)]
+            points = [-one, *inner, one]
+            highest = max(abs(error(t)) for t in points)
+            if highest - level <= level * decimal.Decimal("1e-17"):
+                break
+        else:
+            raise ValueError(f"the Remez exchange did not settle for k = {k}, B = {B}")
+        weights = _levelled(points, b)[0]
+        # no bound may be rounded to zero
+        return tuple(float(b * t) for t in points), tuple(map(float, weights)), max(float(highest), math.ulp(0.0))
+
+
+def _levelled(points, b):
+    """(c_j, E, Newton coefficients): the polynomial whose relative error at the k + 2 points is ±E, alternating.
+
+    c_j > 0 with sum 1 such that Σ(−1)^j c_j e^{−b t_j} annihilates polynomials of degree k; then E = |Σ(−1)^j c_j|.
+    """
+    raised = [(b * t).exp() for t in points]
+    spread = [abs(math.prod(t - other for other in points if other != t)) for t in points]
+    weights = [e / product for e, product in zip(raised, spread, strict=True)]
+    total = sum(weights)
+    weights = [w / total for w in weights]
+    signed = sum(-w if j % 2 else w for j, w in enumerate(weights))
+    c = [e * (1 + (signed if j % 2 else -signed)) for j, e in enumerate(raised)][:-1]
+    for order in range(1, len(c)):
+        for i in range(len(c) - 1, order - 1, -1):
+            c[i] = (c[i] - c[i - 1]) / (points[i] - points[i - order])
+    return weights, abs(signed), c
+
+
+def _newton_form(nodes, coefficients, t):
+    """Value and derivative at t of Σ_i c_i Π_{l<i} (t − t_l)."""
+    value = derivative = decimal.Decimal(0)
+    for c, node in zip(reversed(coefficients), reversed(nodes[: len(coefficients)]), strict=True):
+        derivative = derivative * (t - node) + value
+        value = value * (t - node) + c
+    return value, derivative
+
+
+def _bisect(function, low, high, steps: int):
+    """Where `function` changes its sign between low and high, to the fraction 2^−steps of the interval."""
+    rises = function(high) > 0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (low, middle) if (function(middle) > 0) == rises else (middle, high)
+    return (low + high) / 2
+
+
+# --- Theorem 7: mean field -----------------------------------------------------------------------------------------
+
+
+def wasserstein_constant(
+    A: Float[np.ndarray, "d d"],
+    V: Float[np.ndarray, "d_out d"],
+    radius: float,
+    *,
+    query_radius: float | None = None,
+    tokens: int | None = None,
+) -> float:
+    """‖V‖e^{2B}(1 + 2B): how fast one head moves with the measure of its tokens, in the Wasserstein distance W₁.
+
+    The Lipschitz constant of μ ↦ ∫ e^{⟨Ax,z⟩} V z dμ(z) / ∫ e^{⟨Ax,z⟩} dμ(z) from W₁ to the Euclidean norm, for
+    probability measures on the ball of that radius and one query ‖x‖ <= query_radius (default: radius), where
+    B = ‖A‖·radius·query_radius with spectral norms and A includes 1/√d_k; infinite where it overflows.  With equal
+    radii also the constant in max(‖x − x'‖, W₁(μ, μ')).  `tokens`: for two prompts of so many tokens each, where it is
+    m s (1 + 2B(1 − s)) with s = e^{2B}/(e^{2B} + m − 1), or m(1 + 2B)²/(8B) if s > (1 + 2B)/(4B), which may then be
+    larger than the truth (Lemma 7a).  ValueError as in `head_lipschitz`, or unless `tokens` is an integer >= 1.
+    """
+    A, V = _matrix("A", A), _matrix("V", V)
+    if A.shape[0] != A.shape[1] or V.shape[1] != A.shape[0]:
+        raise ValueError(f"A must be square and V have as many columns, not {list(A.shape)} and {list(V.shape)}")
+    keys = _nonnegative("radius", radius)
+    query = keys if query_radius is None else _nonnegative("query_radius", query_radius)
+    a, v = _spectral(A), _spectral(V)
+    if v == 0:
+        return 0.0
+    if tokens is None:
+        return v * _measure_slope(a, keys, query, 1.0, 0.0)
+    (m,) = _positive_integers(tokens=tokens)
+    B = a * keys * query
+    share = 1 / (1 + (m - 1) * math.exp(-2 * B))  # the largest softmax weight that one of m tokens can have
+    if share > (best := (1 + 2 * B) / (4 * B) if B > 0 else math.inf):
+        share = best
+    return v * m * share * (1 + 2 * B * (1 - share))
+
+
+def network_wasserstein(
+    config,
+    weights: Mapping[str, Float[np.ndarray, "..."]],
+    *,
+    radius: float,
+    query_radius: float,
+    least_norm: float = 0.0,
+    differences: bool = False,
+) -> float:
+    """Λ_W with ‖F(P; X) − F(P'; X)‖_∞ <= Λ_W W₁(Ω, Ω'), for a whole frozen transformer and prompts of any lengths.
+
+    Ω is the empirical measure of all tokens that attention sees, prompt and query (of the prompt alone where queries do
+    not see themselves), so W₁(Ω, Ω') <= W₁(μ_P, μ_P') for prompts of equal length.  Arguments as in
+    `network_lipschitz`.  Two constants are followed through the layers, of the measure of all tokens (at first 1) and
+    of the token that reads (at first 0): k becomes k + (κ + β) k and x becomes x + κ(x; k), with the constants of
+    Lemma 7a, then both are multiplied by 1 + Lip(token-wise network) (Theorem 7, part 2).  For a causal network the
+    constant is that of its block version, in the largest W₁ of two blocks (part 4).  Returns a float, infinite if it
+    overflows or a norm may divide by zero.  ValueError as in `network_lipschitz`, or for rotary positions and logits
+    scaled with the context.
+    """
+    layers, reading, slope = _measure_layers(config, weights, radius, query_radius, least_norm, differences)
+    k, x = 1.0, 0.0
+    for a, M, keys, query, factor in layers:
+        by_measure = _over_heads([_measure_slope(each, keys, keys, 1, 0) for each in a], M)
+        by_query = _over_heads([each * keys**2 for each in a], M)
+        x = factor * (x + slope * _over_heads([_measure_slope(each, keys, query, k, x) for each in a], M))
+        k = factor * (k + slope * k * (by_measure + by_query))
+    constant = reading * slope * x
+    return math.inf if math.isnan(constant) else constant
+
+
+def histogram_bits(cells: float, distance: float) -> float:
+    """log2 of Σ_k C(n, k)² (1 + 2/τ)^k / C(2n, n), n = cells − 1: histograms that are far apart, in bits.
+
+    No more probability vectors with so many entries have pairwise total variation distances above τ = `distance`: balls
+    of that distance are copies of the difference body of the simplex, and volumes are compared (Theorem 7, part 3).
+    Beyond 2000 cells its upper bound 2n log2((1 + √(1 + 2/τ))/2) + log2(2√n).  `cells` may be infinite.
+    ValueError unless cells >= 1 and 0 < distance.
+    """
+    if not cells >= 1 or not distance > 0:
+        raise ValueError(f"cells must be >= 1 and distance > 0, not {cells!r} and {distance!r}")
+    if cells == 1 or distance >= 1:
+        return 0.0
+    n, s = math.floor(cells) - 1 if math.isfinite(cells) else math.inf, 1 + 2 / distance
+    if n > 2000:
+        return 2 * n * math.log2((1 + math.sqrt(s)) / 2) + 1 + math.log2(n) / 2
+    k = np.arange(n + 1)
+    log_terms = 2 * (special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)) + k * math.log(s)
+    log_sum = special.logsumexp(log_terms) - special.gammaln(2 * n + 1) + 2 * special.gammaln(n + 1)
+    return max(0.0, float(log_sum) / math.log(2))
+
+
+def mean_field_bits(*, d: int, radius: float, lipschitz: float, wasserstein: float, eps: float) -> float:
+    """(1 + 4rΛ/ε)^d log2(e(1 + rΛ_W/ε)): what prompts of *any* length can hold with margin 2ε, in bits.
+
+    Bounds Mem_{2ε}(m) for every m, if logits are Λ-Lipschitz in the prompt in the norm max_j ‖p_j‖ and Λ_W-Lipschitz in
+    its empirical measure in W₁: tokens in a ball of radius r in R^d are sorted into cells, and histograms of cells are
+    counted (Theorem 7, part 3).  Infinite where it overflows: then see `mean_field_log10_bits`.
+    ValueError unless d is an integer >= 1, radius >= 0 is finite, the constants are >= 0 and eps > 0 is finite.
+    """
+    exponent = mean_field_log10_bits(d=d, radius=radius, lipschitz=lipschitz, wasserstein=wasserstein, eps=eps)
+    return 10.0**exponent if exponent < 308 else math.inf
+
+
+def mean_field_log10_bits(*, d: int, radius: float, lipschitz: float, wasserstein: float, eps: float) -> float:
+    """The logarithm to base 10 of `mean_field_bits`, where the number itself overflows; −∞ for none."""
+    d, radius, lipschitz, wasserstein, eps = _mean_field(d, radius, lipschitz, wasserstein, eps)
+    if radius == 0 or lipschitz == 0 or wasserstein == 0:
+        return -math.inf
+    each = (1 + math.log1p(radius * wasserstein / eps)) / math.log(2)
+    return d * math.log1p(4 * radius * lipschitz / eps) / math.log(10) + math.log10(each)
+
+
+def mean_field_packing_bits(*, d: int, radius: float, lipschitz: float, wasserstein: float, eps: float) -> float:
+    """The smallest value that the proof of Theorem 7 gives, in bits: never above `mean_field_bits`.
+
+    Cells have the diameter 2θε/Λ, histograms in different classes the total variation distance (1 − θ)ε/(rΛ_W), counted
+    by `histogram_bits`, with the best θ in (0, 1); there are at most (1 + 2rΛ/(θε))^d cells, or, by cubes,
+    ⌈√d rΛ/(θε)⌉^d.  For d = 1 also the better count of monotone distribution functions, log2 C(M + K − 2, M − 1) for
+    M > rΛ/ε intervals and K = ⌈(M − 1) rΛ_W / (Mε − rΛ)⌉ levels, with the best M (Theorem 7, parts 3 and 3′).
+    ValueError as in `mean_field_bits`.
+    """
+    d, radius, lipschitz, wasserstein, eps = _mean_field(d, radius, lipschitz, wasserstein, eps)
+    if radius * lipschitz <= eps or wasserstein * radius <= eps:  # all outputs lie within ε of those of one prompt
+        return 0.0
+    if math.isinf(lipschitz) or math.isinf(wasserstein):
+        return math.inf
+    ratio, best = radius * lipschitz / eps, math.inf
+    for theta in (0.5, *(1 - np.geomspace(1e-4, 0.9, 60))):
+        log_cells = d * min(math.log1p(2 * ratio / theta), math.log(math.ceil(math.sqrt(d) * ratio / theta)))
+        cells = math.exp(log_cells) if log_cells < 700 else math.inf
+        best = min(best, histogram_bits(cells + 1e-9 * cells, (1 - theta) * eps / (radius * wasserstein)))
+    if d == 1:
+        M = np.unique(np.floor(ratio) + 1 + np.floor(np.geomspace(1, 4 * ratio + 100, 400) - 1))
+        K = np.ceil((M - 1) * radius * wasserstein / (M * eps - radius * lipschitz) * (1 - 1e-12))
+        counts = special.gammaln(M + K - 1) - special.gammaln(M) - special.gammaln(K)
+        best = min(best, max(0.0, float(counts.min()) / math.log(2)))
+    return best
+
+
+def snapped_multiset_bits(d: int, m: int, radius: float, lipschitz: float, eps: float) -> float:
+    """log2 C(M + m − 1, m) with M = (1 + 2rΛ/ε)^d cells (⌈rΛ/ε⌉ on a line), in bits.
+
+    Bounds Mem_{2ε}(m) for a network that does not see the order of its m prompt tokens: two prompts with the same
+    number of tokens in every cell of diameter 2ε/Λ differ by at most 2ε.  Grows like M log2 m: below Theorem 2 for long
+    prompts, above Theorem 7 for longer ones.  ValueError as in `entropy_bits`.
+    """
+    d, m = _positive_integers(d=d, m=m)
+    ratio = _nonnegative("radius", radius) * _nonnegative("lipschitz", lipschitz) / eps if eps > 0 else math.nan
+    if not (math.isfinite(ratio) and math.isfinite(eps)):
+        raise ValueError(f"eps must be a finite number > 0 and lipschitz finite, not {eps!r} and {lipschitz!r}")
+    if d * math.log10(1 + 2 * ratio) > 300:
+        return math.inf
+    cells = max(1, math.ceil(ratio)) if d == 1 else math.floor((1 + 2 * ratio) ** d)
+    return _log2_binomial(cells + m - 1, m)
+
+
+def block_error(
+    config,
+    weights: Mapping[str, Float[np.ndarray, "..."]],
+    blocks: int,
+    *,
+    radius: float,
+    query_radius: float,
+    least_norm: float = 0.0,
+    differences: bool = False,
+) -> float:
+    """How much the logits of a causal network move, at most, if each prompt token sees all of its block; any length.
+
+    The prompt is cut into K = `blocks` blocks ending at ⌈bm/K⌉, and each of its tokens attends to all tokens up to the
+    end of its block.  The bound is Σ_{j >= 1} c_j (1/K) Σ_{i <= j} (ln K)^i / i! with j < L, whose coefficients follow
+    from the constants of Lemma 7a layer by layer; 0 for one layer (Theorem 7, part 4).  Arguments and ValueError as in
+    `network_wasserstein`; `blocks` is an integer >= 1, and learned positions are refused: blocks are about order alone.
+    """
+    (K,) = _positive_integers(blocks=blocks)
+    if config.positions != "none":
+        raise ValueError("the order of a prompt does not matter less where positions are added to its tokens")
+    layers, reading, slope = _measure_layers(config, weights, radius, query_radius, least_norm, differences)
+    e, x = np.zeros(config.depth + 1), np.zeros(config.depth + 1)  # coefficients of the means of means, of a token and
+    for a, M, keys, _, factor in layers:  # of the token that reads
+        kappa = _over_heads([_measure_slope(each, keys, keys, 1, 0) for each in a], M)
+        mean = np.concatenate([[0.0], e[:-1]])  # one mean more
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = factor * (x + slope * kappa * mean)
+            e = factor * (e + slope * kappa * mean)
+            e[0] += factor * kappa * 2 * keys
+        if not (np.isfinite(e).all() and np.isfinite(x).all()):
+            return math.inf if config.depth > 1 else 0.0
+    terms = np.cumsum([math.log(K) ** i / math.factorial(i) for i in range(config.depth + 1)]) / K
+    return reading * slope * float(x @ np.minimum(terms, 1.0))
+
+
+def causal_mean_field_bits(
+    *, d: int, radius: float, lipschitz: float, wasserstein: float, eps: float, blocks: int
+) -> float:
+    """K (1 + 8rΛ/ε)^d log2(e(1 + 2rΛ_W/ε)): what prompts of any length hold in a *causal* network, in bits.
+
+    Bounds Mem_{2ε}(m) for every m if `block_error` at K = `blocks` is at most ε/2 and positions are not used: K times
+    `mean_field_bits` at ε/2 (Theorem 7, part 4).  ValueError as there, or unless `blocks` is an integer >= 1.
+    """
+    (K,) = _positive_integers(blocks=blocks)
+    return K * mean_field_bits(d=d, radius=radius, lipschitz=lipschitz, wasserstein=wasserstein, eps=eps / 2)
+
+
+def _measure_slope(a: float, keys: float, query: float, measure_moves: float, query_moves: float) -> float:
+    """One head over ‖V‖, when the measure of its keys moves by `measure_moves` in W₁ and the query by `query_moves`.
+
+    The largest of k e^B (cosh B + y sinh B)(1 + B(1 + y)) + ξ a r²(1 − y²) over 0 <= y <= 1, where y is the length of
+    the mean under the softmax, over r (Lemma 7a); at y = 1, k e^{2B}(1 + 2B), if the query moves no faster.
+    """
+    B = a * keys * query
+    if B > 300:
+        return math.inf if measure_moves > 0 else query_moves * a * keys**2
+    k, own = measure_moves, query_moves * a * keys**2
+    cosh, sinh = (math.exp(2 * B) + 1) / 2, math.expm1(2 * B) / 2
+    constant, linear, square = k * cosh * (1 + B) + own, k * (sinh * (1 + B) + cosh * B), k * sinh * B - own
+    if linear < -2 * square:  # the top of the parabola lies inside
+        return constant - linear**2 / (4 * square)
+    return k * (cosh + sinh) * (1 + 2 * B)
+
+
+def _measure_layers(config, weights, radius: float, query_radius: float, least_norm: float, differences: bool):
+    """By layer (‖A_h‖, M_h, radii of keys and of the reading token, 1 + Lip(token-wise)); ‖reading‖; slope of norms."""
+    c = config
+    if c.positions == "rotary" or c.context_scaling != "none":
+        raise ValueError("rotary positions and logits scaled with the context are not maps of the measure of tokens")
+    W = _weights(c, weights)
+    p, x = _nonnegative("radius", radius), _nonnegative("query_radius", query_radius)
+    slope = 1.0
+    if c.norm != "none":
+        square = c.norm_eps + _nonnegative("least_norm", least_norm) ** 2 / c.d
+        slope = 1 / math.sqrt(square) if square else math.inf
+    if c.positions == "learned":
+        longest = float(np.linalg.norm(W["position"], axis=1).max())
+        p, x = p + longest, x + longest
+    layers = []
+    for layer in range(c.depth):
+        w = {name.split(".", 2)[2]: array for name, array in W.items() if name.startswith(f"blocks.{layer}.")}
+        N = _norm_matrix(c, w.get("norm1.gain"))
+        heads = [
+            tuple(np.split(w[name], c.heads, axis)[h] for name, axis in _HEAD_AXES.items()) for h in range(c.heads)
+        ]
+        scale = c.inverse_temperature / math.sqrt(c.d_k)
+        a = [scale * _bilinear(N @ q, N @ k, rotary=False) for q, k, _, _ in heads]
+        M = [(N @ v @ o).T for _, _, v, o in heads]
+        keys, query = (max(p, x), x) if c.norm == "none" else (math.sqrt(c.d),) * 2
+        written, factor = _over_heads([1.0] * c.heads, M) * keys, 1.0
+        p, x = p + written, x + written
+        if c.mlp:
+            up, down = (_norm_matrix(c, w.get("norm2.gain")) @ w["up"]).T, w["down"].T
+            factor = 1 + slope * _token_wise_slope(c.activation, up, down)
+            bias = (_norm(down @ w["up_bias"]) + _spectral(down) * _norm(w["up_bias"])) / 2 + _norm(w["down_bias"])
+            grown = 1 + (_spectral(down @ up) + _spectral(down) * _spectral(up)) / 2
+            p, x = p * grown + bias, x * grown + bias
+        layers.append((a, M, keys, query, factor))
+    read = (_norm_matrix(c, W.get("norm.gain")) @ W["unembedding"]).T  # [q, d]
+    if differences:
+        reading = float(np.linalg.norm(read[:, None] - read[None], axis=-1).max()) / 2
+    else:
+        reading = float(np.linalg.norm(read, axis=-1).max())
+    return layers, reading, slope
+
+
+def _mean_field(d, radius, lipschitz, wasserstein, eps) -> tuple[int, float, float, float, float]:
+    (d,) = _positive_integers(d=d)
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
+    constants = (_nonnegative(name, value, finite=False) for name, value in
+                 (("lipschitz", lipschitz), ("wasserstein", wasserstein)))  # fmt: skip
+    return d, _nonnegative("radius", radius), *constants, float(eps)
+
+
+# --- Breaking hypotheses -------------------------------------------------------------------------------------------
+
+
+def pairwise_gap(eps: float) -> float:
+    """Δ = ln((1 + ε)/(1 − ε)), in nats: how much louder a fact must be than any other one at its own query.
+
+    Values lie in [−1, 1] and a fact is recalled with margin 2ε (Proposition 9a).  ValueError unless 0 < ε < 1.
+    """
+    if not 0 < eps < 1:
+        raise ValueError(f"eps must lie strictly between 0 and 1, not {eps!r}")
+    return math.log1p(eps) - math.log1p(-eps)
+
+
+def addressed_facts(d_k: int, B: float, eps: float) -> float:
+    """(1 + √(2B/Δ))^{d_k}: how many facts one head with keys of d_k coordinates can address, whatever the context.
+
+    Softmax logits lie in [−B, B], keys do not depend on labels, values lie in [−1, 1] and move with their own label
+    only; all 2^M labelings of the M facts are recalled with margin 2ε; Δ = `pairwise_gap`(ε).  Any number of tokens,
+    of any multiplicity (Proposition 9a, part 1).  ValueError unless d_k >= 1, B >= 0 is finite and 0 < ε < 1.
+    """
+    (d_k,) = _positive_integers(d_k=d_k)
+    return (1 + math.sqrt(2 * _range(B) / pairwise_gap(eps))) ** d_k
+
+
+def addressing_logit_range(d_k: int, facts: int, eps: float) -> float:
+    """½ Δ (M^{1/d_k} − 1)², the least B at which `addressed_facts` is M (Proposition 9a, part 1).
+
+    ValueError unless d_k >= 1, facts >= 1 and 0 < ε < 1.
+    """
+    d_k, M = _positive_integers(d_k=d_k, facts=facts)
+    return pairwise_gap(eps) / 2 * (M ** (1 / d_k) - 1) ** 2
+
+
+def sphere_facts(d_k: int, B: float, eps: float) -> float:
+    """1/σ(φ/2) with cos φ = 1 − Δ/B: how many facts fit if each is asked with its own key and keys are unit vectors.
+
+    Logits are B times cosines, and B(1 − cos) > Δ between any two keys; σ(ψ) = ½ I_{sin²ψ}((d_k−1)/2, ½) is the
+    fraction of the sphere within the angle ψ of a point.  1 if 2B <= Δ; for d_k = 1 there are two keys.  Grows like
+    B^{(d_k−1)/2} (Proposition 9a, part 2).  ValueError as in `addressed_facts`.
+    """
+    (d_k,) = _positive_integers(d_k=d_k)
+    gap = pairwise_gap(eps)
+    if 2 * _range(B) <= gap:
+        return 1.0
+    if d_k == 1:
+        return 2.0
+    return 2 / float(special.betainc((d_k - 1) / 2, 0.5, gap / (2 * B)))
+
+
+def circle_facts(B: float, eps: float) -> int:
+    """The largest M for which M evenly spaced keys on a circle hold every labeling with margin 2ε, at this B; exact.
+
+    That is Σ_{j=1}^{M−1} e^{−B(1−cos(2πj/M))} < (1−ε)/(1+ε): the worst labeling opposes one fact with all others.
+    Grows like √B (Proposition 9b).  ValueError unless B >= 0 is finite and 0 < ε < 1.
+    """
+    odds, B = math.exp(-pairwise_gap(eps)), _range(B)
+
+    def holds(M: int) -> bool:
+        near = min(M // 2, 1 + math.ceil(M * math.sqrt(20 / max(B, 1e-300)))) if B else M // 2
+        j = np.arange(1, min(near, M // 2) + 1)  # beyond, at sin² >= 80/B, a term is at most e^−160
+        apart = np.exp(-2 * B * np.sin(math.pi * j / M) ** 2)
+        return 2 * apart.sum() - (apart[-1] if len(j) and 2 * j[-1] == M else 0.0) < odds
+
+    low, high = 1, 2
+    while holds(high):  # more keys lie closer together: the sum grows with M
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def shell_logit_range(d_k: int, separation: float, eps: float) -> float:
+    """A logit range B that serves *any* number of unit keys at distances >= s = `separation`, with margin 2ε.
+
+    B = 2b/s², where b solves Σ_{t>=2} ((2t+1)^{d_k} − 1)(e^{−b(t−1)²} − e^{−bt²}) = (1−ε)/(1+ε): a ball of radius ts
+    holds at most (2t+1)^{d_k} points at distances >= s (Proposition 9c).  Without the logarithm of the number of keys,
+    which `cosine_logit_range` has.  ValueError unless d_k >= 1, 0 < separation <= 2 and 0 < ε < 1.
+    """
+    (d_k,) = _positive_integers(d_k=d_k)
+    if not 0 < separation <= 2:
+        raise ValueError(f"separation is a distance of unit vectors, above 0 and at most 2, not {separation!r}")
+    odds, t = math.exp(-pairwise_gap(eps)), np.arange(2, 200 + 10 * d_k, dtype=float)
+    inside = np.exp(d_k * np.log(2 * t + 1)) - 1
+
+    def leaked(b: float) -> float:
+        return float((inside * (np.exp(-b * (t - 1) ** 2) - np.exp(-b * t**2))).sum())
+
+    low, high = 0.0, 0.1
+    while leaked(high) > odds:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if leaked(middle) > odds else (low, middle)
+    return 2 * high / separation**2
+
+
+def expected_leak_odds(n: int, d_k: int, B: float) -> float:
+    """(n − 1) e^{−B} ₀F₁(; d_k/2; B²/4): mean of Σ_{j≠i} e^{−B(1−cos_ij)} over independent uniform unit keys.
+
+    At most (n − 1) e^{−B + B²/(2d_k)}.  By Markov's inequality a fact is then recalled with margin 2ε, whatever the
+    labels, with probability at least 1 − odds·(1+ε)/(1−ε) (Proposition 9b).
+    ValueError unless n >= 1, d_k >= 2 and B >= 0 is finite.
+    """
+    n, d_k = _positive_integers(n=n, d_k=d_k)
+    if d_k < 2:
+        raise ValueError("uniform keys need d_k >= 2")
+    B, order = _range(B), d_k / 2 - 1
+    if n == 1 or B == 0:
+        return float(n - 1)
+    # ₀F₁(; ν+1; B²/4) = Γ(ν+1) (2/B)^ν I_ν(B), with the exponential factor taken out
+    scaled = float(special.ive(order, B))
+    if scaled > 0:
+        return (n - 1) * math.exp(math.lgamma(order + 1) + order * math.log(2 / B) + math.log(scaled))
+    return (n - 1) * math.exp(-B) * float(special.hyp0f1(order + 1, B * B / 4))
+
+
+def circle_gain_log2(n: int, B: float) -> float:
+    """log2 of the least eigenvalue of the attention matrix of n evenly spaced keys on a circle, <= 0.
+
+    The matrix is a circulant with eigenvalues Σ_{k∈Z} I_{l+kn}(B) / Σ_{k∈Z} I_{kn}(B), l = 0 … n − 1, all positive;
+    the least has l = ⌊n/2⌋ and is about 2 (eB/n)^{n/2} for even n.  Values that make every label readable shrink
+    the margin by about this factor (Proposition 9f).  ValueError unless n >= 1 and B > 0 is finite.
+    """
+    (n,) = _positive_integers(n=n)
+    if not _range(B) > 0:
+        raise ValueError(f"B must be > 0, not {B!r}")
+
+    def log_sum(first: int) -> float:
+        reach = math.ceil((10 * B + 200) / n) + 1
+        order = np.abs(first + n * np.arange(-reach, reach + 1)).astype(float)
+        order = order[order <= order.min() + 10 * B + 200]
+        log_bessel = order * math.log(B / 2) - special.gammaln(order + 1) + _log_hyp0f1(order + 1, B * B / 4)
+        return float(special.logsumexp(log_bessel))
+
+    return (log_sum(n // 2) - log_sum(0)) / math.log(2)
+
+
+def _log_hyp0f1(c: Float[np.ndarray, " k"], x: float) -> Float[np.ndarray, " k"]:
+    """ln ₀F₁(; c; x) for c >= 1 and x > 0, by its series of positive terms."""
+    j = np.arange(0, 60 + math.ceil(6 * math.sqrt(x) + x / 10))[:, None]
+    terms = j * math.log(x) - special.gammaln(j + 1) - special.gammaln(c + j) + special.gammaln(c)
+    return special.logsumexp(terms, axis=0)
+
+
+# --- Theorem 8: degradation with context ---------------------------------------------------------------------------
+
+
+def dilution(n: int, logit_range: float) -> float:
+    """1/(1 + (n − 1)e^{−Δ}), the largest attention that one of n tokens can get, as a fraction.
+
+    For softmax logits in an interval of length Δ = `logit_range`; attained by one token at its top and all others at
+    its bottom (Theorem 8, part 1).  ValueError unless n is an integer >= 1 and Δ is finite and >= 0.
+    """
+    (n,) = _positive_integers(n=n)
+    return 1 / (1 + (n - 1) * math.exp(-_range(logit_range)))
+
+
+def dilution_length(logit_range: float, spread: float, eps: float) -> float:
+    """1 + e^Δ (D/(4ε) − 1), at least 1: in contexts of at least so many facts, recall with margin 2ε is chance.
+
+    One token holds one fact, and D = `spread` bounds what a fact's token adds to the difference of two outputs more
+    than another token would, attention being equal (Theorem 8, part 2).  A number of facts.
+    ValueError unless Δ and D are finite and >= 0 and eps is finite and > 0.
+    """
+    return max(1.0, 1 + math.exp(_range(logit_range)) * (_diluted(spread, eps) - 1))
+
+
+def diluted_recall_ceiling(n: int, q: int, *, mean: float, square: float, spread: float, eps: float) -> float:
+    """1/q + exp(−θ²(n − 1)μ²/(2 m₂)), at most 1, with θ = 1 − (D/(4ε) − 1)/((n − 1)μ): recall with margin 2ε.
+
+    The n − 1 other facts are independent; of each, e^{s − s*} has the mean μ and the mean square m₂, where s* is the
+    largest softmax logit that the fact in question can have.  D as in `dilution_length`; 1 if θ < 0 (Theorem 8,
+    part 2).  ValueError unless 0 < μ² <= m₂, n >= 1, q >= 2, D >= 0 and eps > 0.
+    """
+    n, q = *_positive_integers(n=n), _classes(q)
+    if not 0 < mean**2 <= square * (1 + 1e-9):
+        raise ValueError(f"mean and mean square must satisfy 0 < mean² <= square, not {mean} and {square}")
+    total = (n - 1) * mean
+    needed = max(0.0, _diluted(spread, eps) - 1)
+    if total <= needed:
+        return 1.0 / q if needed == 0 else 1.0
+    theta = 1 - needed / total
+    return min(1.0, 1 / q + math.exp(-(theta**2) * total * mean / (2 * square)))
+
+
+def gaussian_recall(snr: float, q: int) -> float:
+    """∫ φ(g) Φ(g + √snr)^{q−1} dg: how often a signal is the largest of q independent normal numbers, as a fraction.
+
+    `snr` is the square of the signal over the variance.  1/q at snr = 0.  ValueError unless snr >= 0 and q >= 2.
+    """
+    q, signal = _classes(q), math.sqrt(_nonnegative("snr", snr))
+    points = np.linspace(-12, 12, 4801)  # trapezoids: the integrand and its derivatives vanish at the ends
+    weights = np.exp(-(points**2) / 2)
+    return float((weights * special.ndtr(points + signal) ** (q - 1)).sum() / weights.sum())
+
+
+def critical_snr(q: int, recall: float = 0.5) -> float:
+    """The signal-to-noise ratio at which `gaussian_recall` is `recall`.  ValueError unless 1/q < recall < 1."""
+    q = _classes(q)
+    if not 1 / q < recall < 1:
+        raise ValueError(f"recall must lie strictly between 1/q = {1 / q:g} and 1, not {recall}")
+    low, high = 0.0, 1.0
+    while gaussian_recall(high, q) < recall:
+        high *= 2
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if gaussian_recall(middle, q) < recall else (low, middle)
+    return high
+
+
+def argmax_length(q: int, gap: float, recall: float = 0.5) -> float:
+    """q e^{2Δ}/ρ with ρ = `critical_snr`: the number of facts at which argmax recall falls to `recall`; a heuristic.
+
+    `gap` is Δ = ln(E e^{s_target}/√(E e^{2s})).  Sums of attention over the facts of each value are taken for
+    independent normal numbers of equal variance (N/q) E e^{2s} and equal mean, votes for symmetric.  Not a bound.
+    ValueError as in `critical_snr`, or unless gap is finite.
+    """
+    if not math.isfinite(gap):
+        raise ValueError(f"gap must be a finite number, not {gap}")
+    return _classes(q) * math.exp(2 * gap) / critical_snr(q, recall)
+
+
+def argmax_plateau_bits(q: int, gap: float) -> float:
+    """M_q² q e^{2Δ}/(2 ln 2 (q − 1)), in bits: the limit of N R_q(1 − recall) under the law of `argmax_length`.
+
+    M_q is the mean of the largest of q standard normal numbers; recall exceeds 1/q by (M_q/q)√(q e^{2Δ}/N).
+    A heuristic.  ValueError unless q >= 2 and gap is finite.
+    """
+    q = _classes(q)
+    if not math.isfinite(gap):
+        raise ValueError(f"gap must be a finite number, not {gap}")
+    points = np.linspace(-12, 12, 4801)
+    mass = np.exp(-(points**2) / 2) * special.ndtr(points) ** (q - 1)
+    largest = float((points * mass).sum() / mass.sum())
+    return largest**2 * q * math.exp(2 * gap) / (2 * math.log(2) * (q - 1))
+
+
+def _diluted(spread: float, eps: float) -> float:
+    """D/(4ε), checked."""
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
+    return _nonnegative("spread", spread) / (4 * eps)

@@ -1,0 +1,280 @@
+"""Theorem 6: the remainder against linear programming, its constant attained, and prompts compressed by moments."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from prompt_memory import bounds, compress
+
+RANDOM = np.random.default_rng
+
+
+def ball(rng, m, d):
+    x = rng.normal(size=(m, d))
+    return x / np.linalg.norm(x, axis=1, keepdims=True) * rng.random((m, 1)) ** (1 / d)
+
+
+def monomials(points, degree):
+    """All monomials of total degree <= degree, one product at a time."""
+    powers = itertools.product(range(degree + 1), repeat=points.shape[1])
+    return np.stack([np.prod(points**p, axis=1) for p in map(np.array, powers) if p.sum() <= degree], 1)
+
+
+# --- the remainder -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("B", [1e-3, 0.5, 3.0, 12.0, 20.0])
+def test_remainder_of_degree_zero_is_tanh(B):
+    assert bounds.softmax_remainder(0, B) == pytest.approx(math.tanh(B), rel=1e-15)
+
+
+@pytest.mark.parametrize(("k", "B"), [(1, 0.3), (1, 4.0), (2, 1.0), (4, 1.5), (5, 6.0), (3, 10.0)])
+def test_remainder_agrees_with_a_linear_program(k, B):
+    s = B * np.cos(np.linspace(0, np.pi, 1200))  # a grid: its optimum is at most the true one, and close
+    rows = np.polynomial.chebyshev.chebvander(s / B, k) * np.exp(-s)[:, None]
+    one = np.ones((len(s), 1))
+    program = optimize.linprog(
+        np.r_[np.zeros(k + 1), 1.0],
+        A_ub=np.block([[rows, -one], [-rows, -one]]),
+        b_ub=np.r_[np.ones(len(s)), -np.ones(len(s))],
+        bounds=[(None, None)] * (k + 1) + [(0, None)],
+    )
+    assert bounds.softmax_remainder(k, B) == pytest.approx(program.fun, rel=3e-5)
+    assert bounds.softmax_remainder(k, B) >= program.fun * (1 - 1e-7)
+
+
+@pytest.mark.parametrize(("k", "B"), [(0, 2.0), (1, 20.0), (4, 1.5), (8, 4.0), (20, 1.0), (20, 20.0)])
+def test_alternation_proves_the_remainder_from_below(k, B):
+    points, weights = bounds.softmax_alternation(k, B)
+    assert len(points) == k + 2
+    assert points[0] == -B
+    assert points[-1] == B
+    assert np.all(np.diff(points) > 0)
+    assert np.all(weights > 0)
+    assert weights.sum() == pytest.approx(1)
+    signs = (-1.0) ** np.arange(k + 2)
+    # annihilates polynomials, hence no polynomial does better than |Σ ± c|; all to the rounding of float64
+    functional = signs * weights * np.exp(-points)
+    scale = (weights * np.exp(-points)).sum()
+    assert np.abs(np.polynomial.chebyshev.chebvander(points / B, k).T @ functional).max() < 1e-13 * scale
+    assert abs(signs @ weights) == pytest.approx(bounds.softmax_remainder(k, B), rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("k", "B"), [*itertools.product([0, 1, 3, 8, 16], [1e-6, 0.1, 1.0, 4.0, 10.0]), (40, 1e-6), (36, 10.0)]
+)
+def test_remainder_lies_between_its_bessel_bounds(k, B):
+    rho = bounds.softmax_remainder(k, B)
+    assert 0 < rho <= bounds.softmax_remainder_bound(k, B)
+    if k + 1 >= B:
+        assert bounds.softmax_remainder_floor(k, B) <= rho
+    else:
+        with pytest.raises(ValueError, match="needs k"):
+            bounds.softmax_remainder_floor(k, B)
+    if k > 2 * B:  # then both are close: they would catch a wrong constant
+        assert bounds.softmax_remainder_bound(k, B) < 1.5 * rho
+        assert bounds.softmax_remainder_floor(k, B) > 0.5 * rho
+
+
+@pytest.mark.parametrize(("k", "B"), [(3, 2.0), (6, 4.0)])
+def test_bessel_bounds_are_their_formulas(k, B):
+    def bessel(n):  # its power series
+        terms = ((-1) ** i * (B / 2) ** (n + 2 * i) / (math.factorial(i) * math.factorial(n + i)) for i in range(40))
+        return abs(math.fsum(terms))
+
+    orders = range(k + 1, k + 40)
+    folded = sum(bessel(j) * B ** (j + n) / math.factorial(j + n) for j in orders for n in orders)
+    tail, eta = 2 * sum(map(bessel, orders)), 2 * math.exp(B) * folded
+    assert eta > 1e-3 * tail
+    assert bounds.softmax_remainder_bound(k, B) == pytest.approx(tail + eta, rel=1e-9)
+    floor = 4 * bessel(k + 1) - tail - eta
+    assert floor > 0
+    assert bounds.softmax_remainder_floor(k, B) == pytest.approx(floor, rel=1e-9)
+
+
+def test_remainder_falls_with_the_degree_and_grows_with_the_range():
+    table = np.array([[bounds.softmax_remainder(k, B) for k in range(9)] for B in (0.0, 0.2, 1.0, 3.0, 7.0)])
+    assert np.all(np.diff(table[1:], axis=1) < 0)
+    assert np.all(np.diff(table, axis=0) > 0)
+    assert np.all(table[0] == 0)
+
+
+@pytest.mark.parametrize(
+    ("k", "B"), [(-1, 1.0), (1.5, 1.0), (True, 1.0), (41, 1.0), (3, 41.0), (3, -1.0), (3, math.nan)]
+)
+def test_remainder_refuses(k, B):
+    with pytest.raises(ValueError, match=r"k|B"):
+        bounds.softmax_remainder(k, B)
+
+
+# --- counts, error, bits -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("d", "k"), [(1, 0), (1, 5), (2, 3), (3, 4), (4, 2)])
+def test_moment_count_counts_monomials(d, k):
+    assert bounds.moment_count(d, k) == monomials(np.ones((1, d)), k + 1).shape[1]
+
+
+@pytest.mark.parametrize(("d_k", "d_v", "heads", "k"), [(1, 1, 1, 3), (2, 1, 2, 2), (2, 3, 1, 1), (3, 2, 2, 0)])
+def test_head_moment_count_is_the_rank_of_what_heads_read(d_k, d_v, heads, k):
+    rng, columns = RANDOM(0), []
+    for _ in range(heads):
+        u, v = rng.normal(size=(300, d_k)), rng.normal(size=(300, d_v))
+        columns += [monomials(u, k) * f for f in (1, *v.T[:, :, None])]
+    assert np.linalg.matrix_rank(np.concatenate(columns, 1)) == bounds.head_moment_count(k, d_k, d_v, heads)
+
+
+def test_counts_of_the_book():
+    assert bounds.moment_count(3, 4) == 56
+    assert bounds.moment_count(4, 8) == 715
+    for bad in ((0, 1), (2, -1), (2, 1.0)):
+        with pytest.raises(ValueError, match="integer"):
+            bounds.moment_count(*bad)
+
+
+@pytest.mark.parametrize(("k", "B"), [(0, 1.0), (1, 0.5), (2, 2.0), (3, 4.0), (6, 2.0)])
+def test_the_error_constant_is_attained(k, B):
+    points, weights = bounds.softmax_alternation(k, B)
+    signs = (-1.0) ** np.arange(k + 2)
+    keys, mass = points / B, weights * np.exp(-points)
+    mass /= mass.sum()
+    A, V = np.array([[B, 0.0], [0.0, 0.0]]), np.array([[0.0, 1.0]])
+    prompts = [np.stack([keys, sign * signs], 1) for sign in (1, -1)]
+    for p, q in itertools.product(range(k + 1), (0, 1)):  # equal moments u^p v^q
+        first, second = (mass @ (z[:, 0] ** p * z[:, 1] ** q) for z in prompts)
+        assert first == pytest.approx(second, abs=1e-14)
+    first, second = (compress.attend(z, [[1.0, 0.0]], A, V, weights=mass)[0, 0] for z in prompts)
+    assert abs(first - second) == pytest.approx(bounds.moment_error(k, B, 1.0), rel=1e-10)
+
+
+def test_moment_bits_by_hand():
+    rho = bounds.softmax_remainder(4, 2.0)
+    tau = math.tanh(math.atanh(rho) / 2)
+    factor = 2 * (1 + rho) / (1 - rho) * math.exp(4.0) * 3 * 0.5 / (0.2 - 2 * 3 * 0.5 * tau)
+    arguments = dict(k=4, B=2.0, scale=3.0, lipschitz=0.5, eps=0.2)
+    J = 2 * (15 * 4 - 1)
+    assert bounds.moment_bits(d_k=2, d_v=3, heads=2, **arguments) == pytest.approx(J * math.log2(1 + factor))
+    J = math.comb(2 + 5, 5) - 1  # tokens of width 2 have fewer moments than two wide heads
+    assert bounds.moment_bits(d_k=2, d_v=3, heads=2, width=2, **arguments) == pytest.approx(J * math.log2(1 + factor))
+
+
+def test_moment_bits_takes_the_best_degree_and_says_which_will_do():
+    arguments = dict(d_k=2, d_v=1, heads=1, B=1.0, scale=1.0, lipschitz=1.0, eps=0.05)
+    fits = [bounds.moment_bits(k=k, **arguments) for k in range(2, 9)]
+    assert bounds.moment_bits(k=None, **arguments) == min(fits)
+    with pytest.raises(ValueError, match="take k >= 2"):
+        bounds.moment_bits(k=1, **arguments)
+    with pytest.raises(ValueError, match="no k <= 40"):
+        bounds.moment_bits(k=None, **arguments | {"eps": 1e-70})
+    with pytest.raises(ValueError, match="eps"):
+        bounds.moment_bits(k=2, **arguments | {"eps": 0.0})
+    assert bounds.moment_bits(k=2, **arguments | {"scale": 0.0}) == 0
+
+
+# --- compression ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("d", "degree", "m"), [(1, 9, 500), (2, 5, 3000), (3, 3, 700), (4, 2, 20_000), (2, 3, 7)])
+def test_moments_match(d, degree, m):
+    rng = RANDOM(d)
+    tokens = 3 + ball(rng, m, d) * rng.uniform(0.5, 2, d)
+    short = compress.moments(tokens, degree)
+    assert len(short.indices) <= min(m, math.comb(d + degree, degree))
+    assert np.all(np.diff(short.indices) > 0)
+    assert np.all(short.weights >= 0)
+    assert short.weights.sum() == pytest.approx(1, abs=1e-14)
+    around = tokens - 3
+    assert short.weights @ monomials(around[short.indices], degree) == pytest.approx(
+        monomials(around, degree).mean(0), abs=1e-11
+    )
+
+
+def test_weights_of_the_prompt_count():
+    rng = RANDOM(5)
+    tokens, weights = ball(rng, 400, 2), rng.random(400) * (rng.random(400) < 0.5)
+    short = compress.moments(tokens, 3, weights=weights)
+    wanted = weights @ monomials(tokens, 3) / weights.sum()
+    assert short.weights @ monomials(tokens[short.indices], 3) == pytest.approx(wanted, abs=1e-13)
+    assert np.all(weights[short.indices] > 0)
+
+
+def test_tokens_on_a_sphere_or_a_line_need_fewer():
+    x = RANDOM(1).normal(size=(900, 3))
+    on_sphere = compress.moments(x / np.linalg.norm(x, axis=1, keepdims=True), 4)
+    assert len(on_sphere.indices) == 25  # harmonics of degree <= 4: 1 + 3 + 5 + 7 + 9, of 35 polynomials
+    on_line = compress.moments(x[:, :1] * np.array([1.0, -2.0, 0.5]) + 1, 4)
+    assert len(on_line.indices) == 5
+    assert len(compress.moments(np.ones((50, 3)), 4).indices) == 1
+
+
+@pytest.mark.parametrize(("k", "B", "heads"), [(1, 1.0, 1), (3, 1.5, 2), (5, 2.5, 1)])
+def test_error_stays_below_its_bound(k, B, heads):
+    rng, d = RANDOM(k), 2
+    A, V = (rng.normal(size=(heads, d, d)) for _ in "AV")
+    A, V = (M / np.linalg.norm(M, 2, axis=(1, 2))[:, None, None] for M in (A * 1.0, V))
+    tokens, queries = ball(rng, 600, d), ball(rng, 500, d)
+    short = compress.moments(tokens, k + 1)
+    found = compress.largest_difference(tokens, short, B * A, V, queries, radius=1.0)
+    plain = compress.attend(tokens, queries, B * A, V) - compress.attend(
+        tokens[short.indices], queries, B * A, V, weights=short.weights
+    )
+    assert np.linalg.norm(plain.sum(1), axis=1).max() <= found * (1 + 1e-12)  # ascent never loses its start
+    assert found <= bounds.moment_error(k, B, heads)
+    lower = compress.moments(tokens, 1)
+    assert found < compress.largest_difference(tokens, lower, B * A, V, queries, radius=1.0)
+
+
+def test_the_slope_of_the_ascent_is_the_gradient():
+    rng = RANDOM(3)
+    A, V, tokens, x = rng.normal(size=(2, 3, 3)), rng.normal(size=(2, 2, 3)), ball(rng, 30, 3), ball(rng, 1, 3)
+    prompts = [(tokens[:20], np.full(20, 0.05)), (tokens[20:], np.full(10, 0.1))]
+    value, slope = compress._difference(prompts, A, V, x)
+    steps = 1e-6 * np.eye(3)
+    numeric = [
+        (compress._difference(prompts, A, V, x + s)[0] - compress._difference(prompts, A, V, x - s)[0])[0]
+        for s in steps
+    ]
+    assert slope[0] / value[0] == pytest.approx(np.array(numeric) / 2e-6, rel=1e-6)
+
+
+def test_head_moments_serve_turned_keys():
+    rng, m, k = RANDOM(4), 800, 4
+    angle = 0.37 * np.arange(m)
+    turn = np.stack([np.stack([np.cos(angle), -np.sin(angle)], 1), np.stack([np.sin(angle), np.cos(angle)], 1)], 1)
+    keys = np.einsum("hmi,mji->hmj", np.stack([ball(rng, m, 2), ball(rng, m, 2)]), turn)
+    values = np.stack([ball(rng, m, 1), ball(rng, m, 1)])
+    short = compress.head_moments(keys, values, k)
+    assert len(short.indices) <= bounds.head_moment_count(k, 2, 1, 2)
+    for u, v in zip(keys, values, strict=True):
+        A, V = np.diag([1.5, 1.5, 0.0]), np.array([[0.0, 0.0, 1.0]])
+        tokens = np.concatenate([u, v], 1)
+        queries = np.concatenate([ball(rng, 400, 2), np.zeros((400, 1))], 1)
+        assert compress.largest_difference(tokens, short, A, V, queries, radius=1.0) <= bounds.moment_error(k, 1.5, 1.0)
+
+
+def test_compression_refuses_what_it_cannot_verify():
+    tokens = ball(RANDOM(0), 300, 2)
+    with pytest.raises(ValueError, match="condition number"):
+        compress.moments(tokens, 5, tolerance=0.0)
+    with pytest.raises(ValueError, match="at most 3000"):
+        compress.moments(ball(RANDOM(0), 10, 12), 8)
+    for bad in (np.full((3, 2), np.nan), np.ones(3), np.ones((0, 2))):
+        with pytest.raises(ValueError, match="tokens"):
+            compress.moments(bad, 2)
+    for degree in (-1, 1.5, True):
+        with pytest.raises(ValueError, match="degree"):
+            compress.moments(tokens, degree)
+    for weights in (np.zeros(300), -np.ones(300), np.ones(299)):
+        with pytest.raises(ValueError, match="weight"):
+            compress.moments(tokens, 2, weights=weights)
+    with pytest.raises(ValueError, match="keys and values"):
+        compress.head_moments(np.ones((2, 5, 2)), np.ones((2, 4, 1)), 2)
+
+
+def test_a_wrong_elimination_is_noticed(monkeypatch):
+    monkeypatch.setattr(compress, "_eliminate", lambda rows, mass, negligible: mass * (np.arange(len(mass)) < 3))
+    with pytest.raises(ValueError, match="misses a moment"):
+        compress.moments(ball(RANDOM(0), 300, 2), 5)
