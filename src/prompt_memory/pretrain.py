@@ -3,6 +3,7 @@
 A *bit reader* is trained to be told something by its prompt: the prompt holds random bits, one query asks for one of
 them.  Once frozen it is the friendliest network a prompt could wish for, and shows whether a bound can be attained.
 A *language model* is trained to continue strings of one of the two languages, and has never seen a soft prompt.
+A *family* of small transformers is trained to recall facts from its context, all members at once.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prompt_memory import language
+from prompt_memory.recall import Recaller, RecallFamily
 from prompt_memory.tasks import grid
 from prompt_memory.transformer import Transformer, TransformerConfig
 
@@ -61,16 +63,22 @@ class LanguageModel:
         return language.LETTERS if self.corpus == "lexicon" else language.PRINTABLE
 
 
-Recipe = BitReader | LanguageModel
+Recipe = BitReader | LanguageModel | RecallFamily
 
 
 class FrozenModel(nn.Module):
-    """A frozen transformer; a bit reader's has the queries it was trained to answer, [n, T, d] with n = bits·d·m."""
+    """A frozen transformer, or a family of them; a bit reader's has the queries it was trained to answer, [n, T, d].
+
+    There n = bits·d·m.
+    """
 
     def __init__(self, recipe: Recipe):
         super().__init__()
         generator = torch.Generator().manual_seed(recipe.seed)
         self.recipe = recipe
+        if isinstance(recipe, RecallFamily):
+            self.transformer = Recaller(recipe, generator=generator)
+            return
         self.transformer = Transformer(recipe.config, generator=generator)
         if isinstance(recipe, LanguageModel):
             return
@@ -111,6 +119,9 @@ RECIPES: dict[str, Recipe] = {
     "lexicon-small": _language_model("lexicon", 32, 2, 2, 48, steps=400, learning_rate=1e-2, seed=0),
     "lexicon": _language_model("lexicon", 64, 3, 4, 128, steps=800, seed=0),
     "natural": _language_model("natural", 64, 3, 4, 128, steps=1200, seed=0),
+    "recall-small": RecallFamily(head_sizes=(8,), facts=(8,), copies=1, steps=400, seed=8),
+    "recall": RecallFamily(seed=8),
+    "recall-long": RecallFamily(steps=2400, seed=9),
 }
 
 
@@ -129,7 +140,10 @@ def train(recipe: Recipe) -> FrozenModel:
     model = FrozenModel(recipe)
     model.requires_grad_(True)
     generator = torch.Generator().manual_seed(recipe.seed + 1)
-    batch_loss = _string_loss(recipe, generator) if isinstance(recipe, LanguageModel) else _bit_loss(recipe, generator)
+    if isinstance(recipe, RecallFamily):
+        batch_loss = lambda model, step: model.transformer.training_loss(generator)  # noqa: E731
+    else:
+        batch_loss = (_string_loss if isinstance(recipe, LanguageModel) else _bit_loss)(recipe, generator)
     adam = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, recipe.learning_rate, total_steps=recipe.steps)
     for step in range(recipe.steps):
