@@ -148,6 +148,17 @@ def test_dependent_conditions_need_fewer_tokens():
     assert len(compress.caratheodory(tokens, queries, A, 0 * V).indices) == 1
 
 
+@pytest.mark.parametrize("own", [0.0, 1.0])
+@pytest.mark.parametrize("ratio", [1e-6, 1e-14, 1e-200])
+def test_a_head_with_tiny_values_is_kept_as_well(ratio, own):
+    tokens, queries, A, V = instance(300, 3, 2, 2)
+    V = V * np.array([1, ratio])[:, None, None]
+    c = compress.caratheodory(tokens, queries, A, V, own=own)
+    assert len(c.indices) == bounds.caratheodory_count(3, 2, 2, own=own > 0)
+    for h in range(2):  # each head in units of its own values
+        check(c, (tokens, queries, A[h : h + 1], V[h : h + 1]), own=own)
+
+
 def test_where_no_token_is_needed_weights_still_sum_to_one():
     tokens, queries, A, V = instance(50, 2, 1, 2)
     c = compress.caratheodory(tokens, queries, A, 0 * V, own=1.0)
@@ -219,6 +230,8 @@ def test_bad_input():
         ({"weights": np.ones(9)}, "one weight for each of the 10 tokens"),
         ({"own": np.nan}, "finite"),
         ({"own": -1.0}, ">= 0"),
+        ({"own": "1"}, "own, a weight, must be a finite number"),
+        ({"own": None}, "own, a weight, must be a finite number"),
         ({"block": 0}, "block must be an integer >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -227,6 +240,10 @@ def test_bad_input():
         compress.caratheodory(tokens, queries, A, V[:, :, :3])
     with pytest.raises(ValueError, match="tokens must be finite"):
         compress.caratheodory(tokens * np.inf, queries, A, V)
+    with pytest.raises(ValueError, match="too large for float64"):
+        compress.caratheodory(1e200 * tokens, 1e200 * queries, A, V)
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        compress.caratheodory(tokens, queries, A, V[:, :0])
 
 
 def test_memory_does_not_grow_with_the_prompt():

@@ -66,6 +66,7 @@ def test_the_constant_for_m_tokens_is_attained_and_tends_to_the_general_one(m):
     assert np.linalg.norm(out[0] - out[1]) / (step / m) == pytest.approx(constant, rel=1e-4)
     assert bounds.wasserstein_constant(B * I2, I2, 1.0, tokens=10**9) == pytest.approx(3 * math.e**2, rel=1e-6)
     assert bounds.wasserstein_constant(0.4 * I2, I2, 1.0, tokens=1) == pytest.approx(1.0)
+    assert bounds.wasserstein_constant(3 * I2, I2, 1.0, tokens=1) == pytest.approx(1.0)
 
 
 def test_pairs_of_measures_stay_under_the_constant():
@@ -127,6 +128,8 @@ def test_wasserstein_equals_matching_and_the_closed_form():
         measure.wasserstein(x, y, np.full(4, 0.3))
     with pytest.raises(ValueError, match="non-empty"):
         measure.wasserstein(x, y[:, :2])
+    with pytest.raises(ValueError, match="finite"):
+        measure.wasserstein(np.array([[math.nan]]), np.zeros((2, 1)))
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
@@ -269,6 +272,35 @@ def test_the_sharp_count_is_never_above_the_closed_form(d, eps):
     assert bounds.mean_field_packing_bits(**how | {"lipschitz": math.inf}) == math.inf
 
 
+@pytest.mark.parametrize("eps", ["0.2", "0.4", "1.9", "0.7", "0.1"])
+def test_the_count_on_a_line_where_the_ratio_is_an_integer_but_for_rounding(eps):
+    radii, constants = ("1.0", "2.4", "3.8", "2.8", "1.5"), ("1.5", "3.8", "0.6", "3.0", "2.4")
+    for radius, lipschitz in itertools.product(radii, constants):
+        exact = [Fraction(x) for x in (radius, lipschitz, eps)]
+        r, slope, margin, W = *exact, 2 * exact[1]
+        if r * slope <= margin:
+            continue
+        start, best = math.floor(r * slope / margin) + 1, math.inf
+        for M in range(start, start + 5 * start + 100):
+            K = math.ceil((M - 1) * r * W / (M * margin - r * slope))
+            best = min(best, math.lgamma(M + K - 1) - math.lgamma(M) - math.lgamma(K))
+        how = dict(d=1, radius=float(r), lipschitz=float(slope), wasserstein=float(W), eps=float(margin))
+        found, closed = bounds.mean_field_packing_bits(**how), bounds.mean_field_bits(**how)
+        assert 0.5 < found <= min(1.02 * best / math.log(2) + 1e-6, closed)
+        assert found >= min(best / math.log(2), closed / 10) - 1e-6
+
+
+def test_counts_of_numbers_that_overflow_are_infinite_and_never_zero():
+    how = dict(d=1, radius=1.0, eps=1.0)
+    assert bounds.mean_field_packing_bits(**how, lipschitz=1e17, wasserstein=1e17) > 1e17
+    assert bounds.mean_field_packing_bits(**how | {"radius": 1e10}, lipschitz=1.0, wasserstein=1e308) == math.inf
+    assert bounds.histogram_bits(3, 1e-320) == math.inf
+    assert bounds.wasserstein_constant(1e308 * I2, I2, 1e10, tokens=5) == math.inf
+    for bad in (("3", 0.1), (3, None), (math.nan, 0.1)):
+        with pytest.raises(ValueError, match="must be a number"):
+            bounds.histogram_bits(*bad)
+
+
 def test_the_count_on_a_line_enumerates_monotone_sequences():
     lipschitz, wasserstein, eps = 2.5, 4.0, 1.0
     counts = []
@@ -375,6 +407,11 @@ def test_block_error_vanishes_for_one_layer_and_falls_with_the_blocks():
         bounds.block_error(model.config, W, 3, radius=1.0, query_radius=1.0)
     with pytest.raises(ValueError, match="blocks"):
         measure.blockwise(network(d=2)[0], torch.zeros(1, 3, 2), torch.zeros(1, 1, 2), 2)
+    with pytest.raises(ValueError, match="blocks must be an integer"):
+        measure.blockwise(network(d=2, causal=True)[0], torch.zeros(1, 3, 2), torch.zeros(1, 1, 2), 0)
+    model, W = network(d=2, depth=2)
+    with pytest.raises(ValueError, match="causal"):
+        bounds.block_error(model.config, W, 3, radius=1.0, query_radius=1.0)
 
 
 def test_causal_bits_are_k_times_the_bits_at_half_the_margin():

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 # --- Theorem 1: counting -------------------------------------------------------------------------------------------
 
@@ -1125,7 +1125,8 @@ def wasserstein_constant(
     B = ‖A‖·radius·query_radius with spectral norms and A includes 1/√d_k; infinite where it overflows.  With equal
     radii also the constant in max(‖x − x'‖, W₁(μ, μ')).  `tokens`: for two prompts of so many tokens each, where it is
     m s (1 + 2B(1 − s)) with s = e^{2B}/(e^{2B} + m − 1), or m(1 + 2B)²/(8B) if s > (1 + 2B)/(4B), which may then be
-    larger than the truth (Lemma 7a).  ValueError as in `head_lipschitz`, or unless `tokens` is an integer >= 1.
+    larger than the truth, and ‖V‖ for one token (Lemma 7a).  ValueError as in `head_lipschitz`, or unless `tokens` is
+    an integer >= 1.
     """
     A, V = _matrix("A", A), _matrix("V", V)
     if A.shape[0] != A.shape[1] or V.shape[1] != A.shape[0]:
@@ -1139,6 +1140,8 @@ def wasserstein_constant(
         return v * _measure_slope(a, keys, query, 1.0, 0.0)
     (m,) = _positive_integers(tokens=tokens)
     B = a * keys * query
+    if m == 1 or math.isinf(B):  # one token has all the attention
+        return v if m == 1 else math.inf
     share = 1 / (1 + (m - 1) * math.exp(-2 * B))  # the largest softmax weight that one of m tokens can have
     if share > (best := (1 + 2 * B) / (4 * B) if B > 0 else math.inf):
         share = best
@@ -1160,7 +1163,7 @@ def network_wasserstein(
     not see themselves), so W₁(Ω, Ω') <= W₁(μ_P, μ_P') for prompts of equal length.  Arguments as in
     `network_lipschitz`.  Two constants are followed through the layers, of the measure of all tokens (at first 1) and
     of the token that reads (at first 0): k becomes k + (κ + β) k and x becomes x + κ(x; k), with the constants of
-    Lemma 7a, then both are multiplied by 1 + Lip(token-wise network) (Theorem 7, part 2).  For a causal network the
+    Lemma 7a, then both are multiplied by 1 + Lip(token-wise network) (Theorem 7, part 1).  For a causal network the
     constant is that of its block version, in the largest W₁ of two blocks (part 4).  Returns a float, infinite if it
     overflows or a norm may divide by zero.  ValueError as in `network_lipschitz`, or for rotary positions and logits
     scaled with the context.
@@ -1180,16 +1183,17 @@ def histogram_bits(cells: float, distance: float) -> float:
     """log2 of Σ_k C(n, k)² (1 + 2/τ)^k / C(2n, n), n = cells − 1: histograms that are far apart, in bits.
 
     No more probability vectors with so many entries have pairwise total variation distances above τ = `distance`: balls
-    of that distance are copies of the difference body of the simplex, and volumes are compared (Theorem 7, part 3).
+    of that distance are copies of the difference body of the simplex, and volumes are compared (Theorem 7, part 2).
     Beyond 2000 cells its upper bound 2n log2((1 + √(1 + 2/τ))/2) + log2(2√n).  `cells` may be infinite.
     ValueError unless cells >= 1 and 0 < distance.
     """
+    cells, distance = (_nonnegative(*each, finite=False) for each in (("cells", cells), ("distance", distance)))
     if not cells >= 1 or not distance > 0:
         raise ValueError(f"cells must be >= 1 and distance > 0, not {cells!r} and {distance!r}")
-    if cells == 1 or distance >= 1:
+    if cells < 2 or distance >= 1:
         return 0.0
     n, s = math.floor(cells) - 1 if math.isfinite(cells) else math.inf, 1 + 2 / distance
-    if n > 2000:
+    if n > 2000 or math.isinf(s):
         return 2 * n * math.log2((1 + math.sqrt(s)) / 2) + 1 + math.log2(n) / 2
     k = np.arange(n + 1)
     log_terms = 2 * (special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)) + k * math.log(s)
@@ -1201,9 +1205,10 @@ def mean_field_bits(*, d: int, radius: float, lipschitz: float, wasserstein: flo
     """(1 + 4rΛ/ε)^d log2(e(1 + rΛ_W/ε)): what prompts of *any* length can hold with margin 2ε, in bits.
 
     Bounds Mem_{2ε}(m) for every m, if logits are Λ-Lipschitz in the prompt in the norm max_j ‖p_j‖ and Λ_W-Lipschitz in
-    its empirical measure in W₁: tokens in a ball of radius r in R^d are sorted into cells, and histograms of cells are
-    counted (Theorem 7, part 3).  Infinite where it overflows: then see `mean_field_log10_bits`.
-    ValueError unless d is an integer >= 1, radius >= 0 is finite, the constants are >= 0 and eps > 0 is finite.
+    its empirical measure in W₁: tokens in a ball of radius r in R^d (with their positions, where these are added) are
+    sorted into cells, and histograms of cells are counted (Theorem 7, part 2).  Infinite where it overflows: then see
+    `mean_field_log10_bits`.  ValueError unless d is an integer >= 1, radius >= 0 is finite, the constants are >= 0 and
+    eps > 0 is finite.
     """
     exponent = mean_field_log10_bits(d=d, radius=radius, lipschitz=lipschitz, wasserstein=wasserstein, eps=eps)
     return 10.0**exponent if exponent < 308 else math.inf
@@ -1224,22 +1229,23 @@ def mean_field_packing_bits(*, d: int, radius: float, lipschitz: float, wasserst
     Cells have the diameter 2θε/Λ, histograms in different classes the total variation distance (1 − θ)ε/(rΛ_W), counted
     by `histogram_bits`, with the best θ in (0, 1); there are at most (1 + 2rΛ/(θε))^d cells, or, by cubes,
     ⌈√d rΛ/(θε)⌉^d.  For d = 1 also the better count of monotone distribution functions, log2 C(M + K − 2, M − 1) for
-    M > rΛ/ε intervals and K = ⌈(M − 1) rΛ_W / (Mε − rΛ)⌉ levels, with the best M (Theorem 7, parts 3 and 3′).
+    M > rΛ/ε intervals and K = ⌈(M − 1) rΛ_W / (Mε − rΛ)⌉ levels, with the best M (Theorem 7, parts 2 and 3).
     ValueError as in `mean_field_bits`.
     """
     d, radius, lipschitz, wasserstein, eps = _mean_field(d, radius, lipschitz, wasserstein, eps)
     if radius * lipschitz <= eps or wasserstein * radius <= eps:  # all outputs lie within ε of those of one prompt
         return 0.0
-    if math.isinf(lipschitz) or math.isinf(wasserstein):
-        return math.inf
     ratio, best = radius * lipschitz / eps, math.inf
+    if math.isinf(ratio) or math.isinf(radius * wasserstein / eps):
+        return math.inf
     for theta in (0.5, *(1 - np.geomspace(1e-4, 0.9, 60))):
         log_cells = d * min(math.log1p(2 * ratio / theta), math.log(math.ceil(math.sqrt(d) * ratio / theta)))
         cells = math.exp(log_cells) if log_cells < 700 else math.inf
         best = min(best, histogram_bits(cells + 1e-9 * cells, (1 - theta) * eps / (radius * wasserstein)))
     if d == 1:
-        M = np.unique(np.floor(ratio) + 1 + np.floor(np.geomspace(1, 4 * ratio + 100, 400) - 1))
-        K = np.ceil((M - 1) * radius * wasserstein / (M * eps - radius * lipschitz) * (1 - 1e-12))
+        least = np.floor(ratio * (1 + 1e-12)) + 1  # an integer that misses an integer by rounding is one
+        M = np.unique(least + np.floor(np.geomspace(1, 4 * ratio + 100, 400) - 1))
+        K = np.maximum(1, np.ceil((M - 1) * (radius * wasserstein / eps) / (M - ratio) * (1 - 1e-12)))
         counts = special.gammaln(M + K - 1) - special.gammaln(M) - special.gammaln(K)
         best = min(best, max(0.0, float(counts.min()) / math.log(2)))
     return best
@@ -1253,12 +1259,13 @@ def snapped_multiset_bits(d: int, m: int, radius: float, lipschitz: float, eps: 
     prompts, above Theorem 7 for longer ones.  ValueError as in `entropy_bits`.
     """
     d, m = _positive_integers(d=d, m=m)
-    ratio = _nonnegative("radius", radius) * _nonnegative("lipschitz", lipschitz) / eps if eps > 0 else math.nan
-    if not (math.isfinite(ratio) and math.isfinite(eps)):
-        raise ValueError(f"eps must be a finite number > 0 and lipschitz finite, not {eps!r} and {lipschitz!r}")
+    ratio = _nonnegative("radius", radius) * _nonnegative("lipschitz", lipschitz, finite=False)
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
+    ratio = ratio / eps if radius else 0.0
     if d * math.log10(1 + 2 * ratio) > 300:
         return math.inf
-    cells = max(1, math.ceil(ratio)) if d == 1 else math.floor((1 + 2 * ratio) ** d)
+    cells = max(1, math.ceil(ratio)) if d == 1 else math.floor((1 + 2 * ratio) ** d * (1 + 1e-12))
     return _log2_binomial(cells + m - 1, m)
 
 
@@ -1277,11 +1284,11 @@ def block_error(
     The prompt is cut into K = `blocks` blocks ending at ⌈bm/K⌉, and each of its tokens attends to all tokens up to the
     end of its block.  The bound is Σ_{j >= 1} c_j (1/K) Σ_{i <= j} (ln K)^i / i! with j < L, whose coefficients follow
     from the constants of Lemma 7a layer by layer; 0 for one layer (Theorem 7, part 4).  Arguments and ValueError as in
-    `network_wasserstein`; `blocks` is an integer >= 1, and learned positions are refused: blocks are about order alone.
+    `network_wasserstein`; `blocks` is an integer >= 1.  Networks that are not causal or have positions are refused.
     """
     (K,) = _positive_integers(blocks=blocks)
-    if config.positions != "none":
-        raise ValueError("the order of a prompt does not matter less where positions are added to its tokens")
+    if config.positions != "none" or not config.causal:
+        raise ValueError("blocks are defined for causal networks without positions: others see order everywhere or not")
     layers, reading, slope = _measure_layers(config, weights, radius, query_radius, least_norm, differences)
     e, x = np.zeros(config.depth + 1), np.zeros(config.depth + 1)  # coefficients of the means of means, of a token and
     for a, M, keys, _, factor in layers:  # of the token that reads
@@ -1548,16 +1555,17 @@ def diluted_recall_ceiling(n: int, q: int, *, mean: float, square: float, spread
     """1/q + exp(−θ²(n − 1)μ²/(2 m₂)), at most 1, with θ = 1 − (D/(4ε) − 1)/((n − 1)μ): recall with margin 2ε.
 
     The n − 1 other facts are independent; of each, e^{s − s*} has the mean μ and the mean square m₂, where s* is the
-    largest softmax logit that the fact in question can have.  D as in `dilution_length`; 1 if θ < 0 (Theorem 8,
-    part 2).  ValueError unless 0 < μ² <= m₂, n >= 1, q >= 2, D >= 0 and eps > 0.
+    largest softmax logit that the fact in question can have.  D as in `dilution_length`; 1/q if D <= 4ε, 1 if θ < 0
+    (Theorem 8, part 2).  ValueError unless 0 < μ² <= m₂, n >= 1, q >= 2, D >= 0 and eps > 0.
     """
     n, q = *_positive_integers(n=n), _classes(q)
     if not 0 < mean**2 <= square * (1 + 1e-9):
         raise ValueError(f"mean and mean square must satisfy 0 < mean² <= square, not {mean} and {square}")
-    total = (n - 1) * mean
-    needed = max(0.0, _diluted(spread, eps) - 1)
+    total, needed = (n - 1) * mean, _diluted(spread, eps) - 1
+    if needed <= 0:  # whatever the others say
+        return 1 / q
     if total <= needed:
-        return 1.0 / q if needed == 0 else 1.0
+        return 1.0
     theta = 1 - needed / total
     return min(1.0, 1 / q + math.exp(-(theta**2) * total * mean / (2 * square)))
 
@@ -1618,3 +1626,124 @@ def _diluted(spread: float, eps: float) -> float:
     if not _nonnegative("eps", eps) > 0:
         raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
     return _nonnegative("spread", spread) / (4 * eps)
+
+
+# --- Theorem 13: a shared read token in one layer -------------------------------------------------------------------
+
+
+def shared_token_labelings(n: int, q: int) -> int:
+    """C(n+q−1, q−1): the most labelings of n sequences, read at one shared token by one head, that prompts reach.
+
+    For prompts of every length and real numbers; q^n labelings exist (Theorem 13, part 4).
+    ValueError unless n >= 1 and q >= 2.
+    """
+    (n,) = _positive_integers(n=n)
+    return math.comb(n + _classes(q) - 1, q - 1)
+
+
+def shared_token_bits(n: int, q: int, heads: int) -> float:
+    """log2 of the most labelings of n sequences, read at one shared token by H heads, that prompts reach, in bits.
+
+    min(n log2 q, H q log2(2e n (q−1))) by Warren's theorem, for n(q−1) >= 2H, else n log2 q; log2 C(n+q−1, q−1) for
+    one head (Theorem 13, part 4).  Prompts of every length, no token-wise network.  ValueError unless n, heads >= 1, q >= 2.
+    """
+    n, heads = _positive_integers(n=n, heads=heads)
+    everything = n * math.log2(_classes(q))
+    if heads == 1:
+        return math.log2(shared_token_labelings(n, q))
+    if n * (q - 1) < 2 * heads:
+        return everything
+    return min(everything, heads * q * math.log2(2 * math.e * n * (q - 1)))
+
+
+def two_sequence_floor(
+    masses: Float[np.ndarray, " 2"], logits: Float[np.ndarray, "2 q"], targets: Float[np.ndarray, "2 q"]
+) -> tuple[float, float]:
+    """(error, Z): the infimum over all prompts of Σ_i ‖F(P; X_i) − y_i‖², for two sequences with a shared read token.
+
+    One head, no token-wise network, no norm before the logits.  `masses` Z_i is the sum of exponentials over the
+    sequence's own tokens, `logits` F_i are those without a prompt, both [2]; the infimum is the least value of
+    ‖Z(y_1 − y_2) − D‖²/Σ_i (Z + Z_i)², D = Z_1(F_1 − y_1) − Z_2(F_2 − y_2), over the prompt's mass Z in [0, ∞]
+    (Theorem 13, part 2; all three may be scaled alike).  Attained if 0 < Z < ∞ and one token can have any mass and value.
+    ValueError if shapes disagree, for masses that are not > 0 or numbers that are not finite.
+    """
+    masses, logits, targets = (np.asarray(part, dtype=float) for part in (masses, logits, targets))
+    if masses.shape != (2,) or logits.shape != targets.shape or logits.ndim != 2 or len(logits) != 2:
+        raise ValueError(f"two masses and two rows of logits and targets are needed, not {logits.shape}")
+    if not (np.isfinite(masses).all() and (masses > 0).all()):
+        raise ValueError("masses must be finite and > 0")
+    if not (np.isfinite(logits).all() and np.isfinite(targets).all()):
+        raise ValueError("logits and targets must be finite")
+    scale = masses.max()
+    z1, z2 = masses / scale
+    delta, D = targets[0] - targets[1], z1 * (logits[0] - targets[0]) - z2 * (logits[1] - targets[1])
+    a, b, c, s, e = delta @ delta, delta @ D, D @ D, z1 + z2, z1**2 + z2**2
+    # where the derivative of (aZ² − 2bZ + c)/(2Z² + 2sZ + e) vanishes
+    roots = np.roots([a * s + 2 * b, a * e - 2 * c, -(b * e + c * s)])
+    inside = [float(z.real) for z in roots if abs(z.imag) < 1e-9 and z.real > 0]
+    found = [(float((delta * z - D) @ (delta * z - D)) / ((z + z1) ** 2 + (z + z2) ** 2), z) for z in [0.0, *inside]]
+    error, z = min([*found, (float(a / 2), math.inf)])
+    return error, z * float(scale)
+
+
+def equal_mass_floor(
+    values: Float[np.ndarray, "n H q"], targets: Float[np.ndarray, "n q"]
+) -> tuple[float, Float[np.ndarray, " H"]]:
+    """(error, λ): a floor under Σ_i ‖F(P; X_i) − y_i‖² for n sequences with a shared read token and equal masses.
+
+    min over λ in [0, 1]^H of Σ_i ‖(y_i − ȳ) − Σ_h λ_h (φ_ih − φ̄_h)‖², bars for means over sequences; `values` φ_ih is
+    what head h adds to the logits without a prompt, [n, H, q] (Theorem 13, part 3).  Any number of heads, no
+    token-wise network, no norm before the logits, prompts of every length; the infimum itself if one token can have
+    any mass and any value in every head.  ValueError if shapes disagree or something is not finite.
+    """
+    values, targets = np.asarray(values, dtype=float), np.asarray(targets, dtype=float)
+    if values.ndim != 3 or targets.shape != (len(values), values.shape[2]) or not values.size:
+        raise ValueError(f"values [n, H, q] and targets [n, q] are needed, not {values.shape} and {targets.shape}")
+    if not (np.isfinite(values).all() and np.isfinite(targets).all()):
+        raise ValueError("values and targets must be finite")
+    left = (values - values.mean(0)).transpose(0, 2, 1).reshape(-1, values.shape[1])
+    right = (targets - targets.mean(0)).reshape(-1)
+    solution = optimize.lsq_linear(left, right, bounds=(0, 1), method="bvls", tol=1e-14)
+    return float(((left @ solution.x - right) ** 2).sum()), solution.x
+
+
+def low_rank_floor(changes: Float[np.ndarray, "n q"], rank: int) -> float:
+    """Σ_{k > r} σ_k², σ the singular values of the n changes of logits: the floor under a value update of rank r.
+
+    The least Σ_i ‖F_i − y_i‖² over all updates of rank r of the value matrix, for one head, no token-wise network and
+    no final norm, if the sequences' mean tokens are independent (Theorem 13, part 5).  ValueError unless rank >= 0.
+    """
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
+        raise ValueError(f"rank must be an integer >= 0, not {rank!r}")
+    changes = np.asarray(changes, dtype=float)
+    if changes.ndim != 2 or not np.isfinite(changes).all():
+        raise ValueError("changes must be a finite matrix [n, q]")
+    return float((np.linalg.svd(changes, compute_uv=False)[rank:] ** 2).sum())
+
+
+# --- Theorem 11: the capacity law ----------------------------------------------------------------------------------
+
+
+def expected_length_ceiling(bits: float, q: int) -> float:
+    """Σ_{n >= 1} min(1, 2^bits q^{−n}): how many of a sequence of random labels 2^bits prompts memorise on average.
+
+    For labels uniform in q classes, the expectation of the longest beginning that some prompt memorises is at most
+    this: k + 2^bits q^{−k}/(q − 1), k = ⌊bits/log2 q⌋; bits + 1 for q = 2 and whole bits (Theorem 11, part 1).
+    Returns a number of labels.  ValueError unless bits >= 0 and q >= 2.
+    """
+    q = _classes(q)
+    if not (math.isfinite(bits) and bits >= 0):
+        raise ValueError(f"bits must be a finite number >= 0, not {bits}")
+    whole = math.floor(bits / math.log2(q) + 1e-12)
+    return whole + 2.0 ** (bits - whole * math.log2(q)) / (q - 1)
+
+
+def affine_length(coordinates: int) -> int:
+    """2D + 1: the expected longest beginning of random labels that D real coordinates memorise if logits are affine.
+
+    For two classes and logit differences that are affine in D coordinates, in general position; it is also the number
+    of labels at which exactly half of all labelings are memorised (Theorem 11, part 2; after Cover, 1965).
+    ValueError unless D is an integer >= 1.
+    """
+    (D,) = _positive_integers(coordinates=coordinates)
+    return 2 * D + 1

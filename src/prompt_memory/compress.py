@@ -25,6 +25,7 @@ class Compressed(NamedTuple):
     weights: Float[np.ndarray, " a"]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is refused at the end
 def attend(
     tokens: Float[np.ndarray, "m d"],
     queries: Float[np.ndarray, "n d"],
@@ -39,13 +40,15 @@ def attend(
 
     `weights` are >= 0 and not all 0 (default: 1 for each token); `own` is the weight with which a query attends itself
     besides (0: not at all; in the units of `weights`).  Tokens are read in chunks, so memory grows with n·H·d_v only.
-    ValueError if shapes do not fit, a number is not finite or a weight is negative.
+    ValueError if shapes do not fit, a number is not finite or a weight is negative, or if logits or values overflow.
     """
     tokens, queries, A, V, one_head = check(tokens, queries, A, V)
     m = len(tokens)
     weights = np.ones(m) if weights is None else np.asarray(weights, dtype=np.float64)
     if weights.shape != (m,):
         raise ValueError(f"there must be one weight for each of the {m} tokens, not an array of shape {weights.shape}")
+    if np.ndim(own) or not np.issubdtype(np.asarray(own).dtype, np.number):
+        raise ValueError(f"own, a weight, must be a finite number >= 0, not {own!r}")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and np.isfinite(own) and own >= 0):
         raise ValueError("weights must be finite numbers >= 0")
     if not weights.any() and own == 0:
@@ -69,6 +72,8 @@ def attend(
         mixed = mixed * shrink[..., None] + np.einsum("hnj,hvd,jd->hnv", e, V, part, optimize=True)
         peak = higher
     result = (mixed / total[..., None]).transpose(1, 0, 2)  # [n, H, d_v]
+    if not np.isfinite(result).all():
+        raise ValueError("logits or values are too large for float64")
     return result[:, 0] if one_head else result
 
 
@@ -87,7 +92,7 @@ def check(tokens, queries, A, V):
         A, V = A[None], V[None]
     d = tokens.shape[1]
     fits = A.ndim == V.ndim == 3 and A.shape[1:] == (d, d) and V.shape[2] == d and len(V) == len(A)
-    if not fits or queries.shape[1] != d:
+    if not fits or queries.shape[1] != d or not A.size or not V.size:
         raise ValueError(
             f"shapes do not fit: tokens {tokens.shape}, queries {queries.shape}, A {A.shape}, V {V.shape}; "
             "wanted [m, d], [n, d], [d, d] or [H, d, d], [d_v, d] or [H, d_v, d]"
@@ -126,12 +131,14 @@ def caratheodory(
     With own > 0 each query also attends itself, with the weight `own` in the units of `weights`.  The conditions then
     fix the scale of the weights too, and n·H·d_v tokens are enough: what is returned has a third part, `own`, the own
     weight in the units in which the returned weights sum to 1.  (Where every output is the query's own value, no token
-    is needed; then the prompt is compressed as without `own`.)  In both cases
+    is needed, and where own tokens are lost in rounding, the scale of the weights is not seen; then the prompt is
+    compressed as without `own`, to one token more.)  In both cases
 
         attend(tokens[c.indices], queries, A, V, weights=c.weights, own=c.own)
 
     gives the outputs of the long prompt.  This is verified before returning: the largest difference is at most
-    `tolerance` times the largest |coordinate of V z|.  Tokens to which no query gives more than 2^−104 of its attention
+    `tolerance` times the head's own largest |coordinate of V z| (or 1/100 of that of |V||z|, where V z is lost in
+    rounding).  Tokens to which no query gives more than 2^−104 of its attention
     do not take part.  Tokens are read in blocks of `block` (default: as many as make 64 MiB), and groups of them are
     compressed round after round (Maalouf, Jubran and Feldman 2019): time is linear in m, and memory beyond the tokens
     does not depend on m (Theorem 5).  ValueError as in `attend`, or, with the condition number, if verification fails.
@@ -150,9 +157,9 @@ def caratheodory(
     for negligible in (1e-14, 0.0):  # relative size of what counts as rounding: the second try counts everything
         found = _compress(layer, own == 0, block, negligible)
         error = np.abs(attend(tokens[found.indices], queries, A, V, weights=found.weights, own=found.own) - target)
-        if error.max() <= tolerance * layer.value_scale:
+        miss = (error.max((0, 2)) / layer.value_scale).max()
+        if miss <= tolerance:
             return found if own else Compressed(found.indices, found.weights)
-    miss = error.max() / layer.value_scale
     raise ValueError(
         f"the compressed prompt is off by {miss:.1e} of the values, more than the tolerance {tolerance:.1e}: "
         f"the {conditions} conditions on its weights have the condition number {layer.condition(found):.1e}"
@@ -170,16 +177,18 @@ class _Conditions:
         with np.errstate(divide="ignore"):
             self.log_given, log_own = np.log(given), np.log(own)
         self.own_logits = np.einsum("hnd,nd->hn", self.raised, queries) + log_own
-        # level: log of Σ_j u_j e^{s_j} + own·e^{s_own}, the normaliser; value_scale: the largest coordinate of a value
-        self.level, self.value_scale = self.own_logits, np.abs(own_values).max() if own else 0.0
+        # level: log of Σ_j u_j e^{s_j} + own·e^{s_own}, the normaliser; value_scale: a head's largest coordinate, [H]
+        self.level, self.value_scale = self.own_logits, np.abs(own_values).max((1, 2)) if own else np.zeros(len(V))
         chunks = [slice(start, start + 4096) for start in range(0, len(tokens), 4096)]
         for part in chunks:
             logits = self.logits(part) + self.log_given[part, None, None]
             self.level = np.logaddexp(self.level, np.logaddexp.reduce(logits, axis=0))
-            self.value_scale = max(self.value_scale, np.abs(self.values(part)).max())
-        self.value_scale = self.value_scale or 1.0
+            summands = np.einsum("hvd,jd->jhv", np.abs(V), np.abs(tokens[part]), optimize=True)
+            for sizes in (np.abs(self.values(part)), summands / 100):  # not below what rounding may leave of 0
+                self.value_scale = np.maximum(self.value_scale, sizes.max((0, 2)))
+        self.value_scale = np.where(self.value_scale > 0, self.value_scale, 1.0)
         # spread: mean |V z − o| under each query's attention, in units of value_scale
-        self.own_terms = (own_values - self.target) / self.value_scale
+        self.own_terms = (own_values - self.target) / self.value_scale[:, None, None]
         self.spread = np.exp(self.own_logits - self.level)[..., None] * np.abs(self.own_terms)
         farthest = np.zeros(self.level.shape)
         for part in chunks:
@@ -198,7 +207,7 @@ class _Conditions:
 
     def terms(self, which) -> Float[np.ndarray, "k H n d_v"]:
         """V z − o in units of the values."""
-        return (self.values(which)[:, :, None] - self.target) / self.value_scale
+        return (self.values(which)[:, :, None] - self.target) / self.value_scale[:, None, None]
 
     def rows(self, which):
         """e^{s}(V z − o) of these tokens, [k, H·n·d_v], over the largest attention of each token; and its log, [k].

@@ -518,6 +518,8 @@ def wasserstein(
     x, y = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not len(x) or not len(y):
         raise ValueError(f"two non-empty lists of vectors are needed, not arrays of shape {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("vectors must be finite")
     weights = []
     for points, given in ((x, first_weights), (y, second_weights)):
         w = np.full(len(points), 1 / len(points)) if given is None else np.asarray(given, dtype=float)
@@ -609,7 +611,7 @@ def local_wasserstein(
     """How fast half the largest difference of two logits moves per unit of W₁ of all tokens that are seen, [R].
 
     One prompt token is moved: (m + T) max_j max_{c,c'} ‖∂(F_c − F_c')/∂p_j‖ / 2, with m in place of m + T without own
-    tokens.  Each prompt has its own query.  A lower bound on Λ_W (Theorem 7, part 2).
+    tokens.  Each prompt has its own query.  A lower bound on Λ_W (Theorem 7, part 1).
     """
 
     def logits(prompt, query):
@@ -658,11 +660,13 @@ def blockwise(
 
     Block b of K ends at token ⌈bm/K⌉; a prompt token attends to everything up to the end of its block, the query to the
     prompt and causally to itself.  With as many blocks as tokens it is the network itself (Theorem 7, part 4).
-    ValueError unless the network is causal and without positions.
+    ValueError unless the network is causal and without positions, and blocks an integer >= 1.
     """
     c = model.config
     if not c.causal or c.positions != "none" or c.context_scaling != "none":
         raise ValueError("blocks are defined for causal networks without positions")
+    if isinstance(blocks, bool) or not isinstance(blocks, int | np.integer) or blocks < 1:
+        raise ValueError(f"blocks must be an integer >= 1, not {blocks!r}")
     m, T = prompts.shape[1], queries.shape[1]
     ends = -(-torch.arange(1, blocks + 1) * m // blocks)
     seen = torch.cat([ends[torch.searchsorted(ends, torch.arange(1, m + 1))], torch.arange(m + 1, m + T + 1)])
