@@ -356,7 +356,9 @@ def test_diluted_recall_ceiling_against_a_simulated_sum():
     theta = 1 - (spread / (4 * eps) - 1) / total
     wanted = 1 / q + math.exp(-(theta**2) * total**2 / (2 * 29 * m2))
     assert bounds.diluted_recall_ceiling(n, q, mean=mu, square=m2, spread=spread, eps=eps) == pytest.approx(wanted)
-    assert bounds.diluted_recall_ceiling(1, q, mean=mu, square=m2, spread=1.0, eps=0.25) == 1 / q
+    for few in (1, 2, 50):  # a spread of 4ε: no context is needed
+        assert bounds.diluted_recall_ceiling(few, q, mean=mu, square=m2, spread=1.0, eps=0.25) == 1 / q
+    assert bounds.diluted_recall_ceiling(1, q, mean=mu, square=m2, spread=1.01, eps=0.25) == 1
     with pytest.raises(ValueError, match="mean"):
         bounds.diluted_recall_ceiling(5, q, mean=2.0, square=1.0, spread=1.0, eps=1.0)
 
@@ -390,6 +392,37 @@ def test_votes_of_symmetric_facts_fall_to_a_half_where_the_law_says():
     votes = rng.multinomial(N - 1, np.full(q, 1 / q), size=20000).astype(float)
     won = (votes[:, 0] + math.exp(gap) > votes[:, 1:].max(1)).mean()
     assert abs(won - 0.5) < 0.03
+
+
+def test_other_tokens_count_in_the_spread():
+    """A remark on part 2: with fixed tokens in the context the swap inequality needs the minimum over them too."""
+    rng = np.random.default_rng(5)
+    broken, tight = 0, 0.0
+    for _ in range(2000):
+        votes, logits = rng.normal(size=2), 2 * rng.normal(size=2)  # f_0 − f_1 of the own token with label 0 and 1
+        other, s = rng.choice([-20, 20]), rng.normal()
+        weight = np.exp(logits) / (np.exp(logits) + np.exp(s))
+        gap = other + weight * (votes - other)
+        effect = gap[0] - gap[1]
+        facts, everything = (
+            max(votes[0] - min(*votes, *more), max(*votes, *more) - votes[1]) * weight.max() for more in ((), (other,))
+        )
+        assert effect <= everything + 1e-12
+        broken += effect > facts
+        tight = max(tight, effect / everything)
+    assert broken > 100
+    assert tight > 0.9
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_one_fact_said_again_has_its_signal_multiplied(copies):
+    """Without bias the critical length of a fact that stands r times is r² as large."""
+    rng = np.random.default_rng(6)
+    q, gap = 8, 3.0
+    N = round(copies**2 * bounds.argmax_length(q, gap))
+    votes = rng.multinomial(N - copies, np.full(q, 1 / q), size=20000).astype(float)
+    won = (votes[:, 0] + copies * math.exp(gap) > votes[:, 1:].max(1)).mean()
+    assert abs(won - 0.5) < 0.02
 
 
 def test_part_three_exactly_on_small_tables():
