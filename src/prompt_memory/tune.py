@@ -474,10 +474,10 @@ def _key(model, strings, m, settings, batch):
     weights = model.state_dict()
     facts = [torch.__version__, torch.get_num_threads(), str(model.embedding.device), m, batch, settings, BETAS]
     facts += [repr(model.config), [[str(part.dtype), list(part.shape)] for part in (strings, *weights.values())]]
-    code = (_descend, _start, logit_margins, greedy, inspect.getmodule(Transformer))
+    code = (_descend, _start, logit_margins, greedy, inspect.getmodule(type(model)))
     digest = hashlib.sha256(json.dumps([facts, [inspect.getsource(part) for part in code]], sort_keys=True).encode())
     for tensor in (strings, *weights.values()):
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()[:32]
 
 

@@ -1,0 +1,436 @@
+/* The budget calculator of the chapter "A budget for your model".
+
+   Plain JavaScript: no framework, no network; works from file://. The formulas are those of src/prompt_memory/bounds.py.
+   The page carries a table of settings with the results of the Python functions; nothing is shown unless this script
+   agrees with all of them. Every page of the book loads this file; without the calculator's place it does nothing. */
+(function () {
+  "use strict";
+
+  // --- formulas -----------------------------------------------------------------------------------------------------
+
+  const SOFT = ["counting", "counting_in_radius", "resolution", "entropy"]; // what bounds a soft prompt
+
+  /* log2 of how many numbers of a binary floating-point format lie in [-radius, radius]. */
+  function floatBits(radius, exponent, fraction) {
+    const bias = 2 ** (exponent - 1) - 1;
+    const steps = 2 ** fraction;
+    const largest = (2 ** exponent - 1) * steps - 1;
+    let power = Math.floor(Math.log2(radius));
+    while (2 ** (power + 1) <= radius) power += 1; // the logarithm may be rounded
+    while (2 ** power > radius) power -= 1;
+    const index = power < 1 - bias
+      ? Math.floor((radius / 2 ** (1 - bias)) * steps)
+      : (power + bias) * steps + Math.floor((radius / 2 ** power - 1) * steps);
+    return Math.log2(2 * Math.min(index, largest) + 1);
+  }
+
+  function binomial(n, k) {
+    let product = 1;
+    for (let i = 0; i < k; i += 1) product = (product * (n - i)) / (i + 1);
+    return product;
+  }
+
+  /* R_q(1 - a) at a = 1/q + advantage, in bits. */
+  function rateAboveChance(advantage, q) {
+    const a = Math.min(1, 1 / q + advantage);
+    const rest = a === 1 ? 0 : (1 - a) * Math.log1p(Math.max(-1, (-q * advantage) / (q - 1)));
+    return Math.max(0, (a * Math.log1p(q * advantage) + rest) / Math.LN2);
+  }
+
+  function recallCeiling(bits, n, q) {
+    if (bits >= n * Math.log2(q)) return 1;
+    let low = 0;
+    let high = 1 - 1 / q;
+    for (;;) {
+      const middle = (low + high) / 2;
+      if (!(low < middle && middle < high)) break;
+      if (n * rateAboveChance(middle, q) < bits) low = middle;
+      else high = middle;
+    }
+    return Math.min(1, 1 / q + high);
+  }
+
+  /* Coordinates of a soft prompt that outputs can see. */
+  function effectiveDimension(a, m) {
+    const ambient = a.width - (a.norm === "layer" ? 1 : 0);
+    const sphere = a.norm !== "none" && a.norm_eps === 0 ? 1 : 0;
+    if (ambient <= sphere) return 0;
+    const read = a.kv_heads * (Math.min(a.key_dim, ambient) + Math.min(a.value_dim, ambient));
+    if (a.layers === 1) return m * Math.min(ambient - sphere, read);
+    return m * (a.causal ? Math.min(ambient, a.layers * read) : ambient);
+  }
+
+  function prefixDimension(a, m) {
+    const ambient = a.width - (a.norm === "layer" ? 1 : 0);
+    return a.layers * m * a.kv_heads * (Math.min(a.key_dim, ambient) + Math.min(a.value_dim, ambient));
+  }
+
+  /* What `prompt_memory.budget.budget` computes: {values: {key: [value, bits, tokens]}, smallest, vacuous}. */
+  function bounds(input, formats) {
+    const a = input;
+    const m = input.prompt_length;
+    const form = formats[input.precision];
+    const given = (name) => (input[name] === undefined ? null : input[name]);
+    const radius = given("radius");
+    const eps = given("eps");
+    const margin = given("margin");
+    const length = given("length");
+    let range = given("logit_range");
+    if (range === null && given("logit_cap") !== null) range = 2 * a.logit_cap;
+    const perToken = Math.log2(a.vocabulary);
+    const cached = a.layers * a.kv_heads * (a.key_dim + a.value_dim);
+    const values = {};
+    const vacuous = [];
+    const put = (key, value, empty) => {
+      values[key] = [value, null, null];
+      if (empty) vacuous.push(key);
+    };
+    const putBits = (key, bits) => {
+      values[key] = [bits, bits, bits === null ? null : bits / perToken];
+    };
+
+    putBits("counting", form.bits * a.width * m);
+    const limit = form.counted_to === null ? Infinity : form.counted_to;
+    const counted = form.exponent !== null && radius !== null && radius <= limit;
+    putBits("counting_in_radius", counted ? a.width * m * floatBits(radius, form.exponent, form.fraction) : null);
+    const slope = eps === null ? null : (a.width * Math.log1p((2 * radius) / eps)) / Math.log(a.vocabulary);
+    putBits("resolution", slope === null ? null : m * slope * perToken);
+    const entropy = () => (a.width * m * Math.log1p((radius * input.lipschitz) / (margin / 2))) / Math.LN2;
+    putBits("entropy", margin === null ? null : entropy());
+    putBits("prefix", form.bits * cached * m);
+    putBits("hard", m * perToken);
+
+    let smallest = "counting";
+    for (const key of SOFT) {
+      if (values[key][1] !== null && values[key][1] < values[smallest][1]) smallest = key;
+    }
+    const B = values[smallest][1];
+    put("dimension", effectiveDimension(a, m));
+    put("prefix_dimension", prefixDimension(a, m));
+    put("accessible_slope", slope);
+    const context = given("context");
+    const longest = a.causal ? (B + 1) / perToken : null;
+    put("accessible_length", longest, longest !== null && context !== null && longest > context);
+    const fraction = length === null || !a.causal ? null : 2 ** Math.min(0, B - length * perToken);
+    put("accessible_fraction", fraction, fraction === 1);
+    const recall = length === null ? null : recallCeiling(B, length, a.vocabulary);
+    put("recall", recall, recall === 1);
+    const tooMany = (count) => count !== null && context !== null && count >= context;
+    const exact = a.causal || a.layers === 1 ? input.queries * a.layers * a.heads * a.value_dim : null;
+    put("exact_compression", exact, tooMany(exact));
+    let moments = null;
+    if (a.positions !== "alibi" && given("logit_cap") === null) {
+      const k = input.degree;
+      moments = a.kv_heads * (binomial(a.key_dim + k, k) * (1 + a.value_dim) - 1) + 1;
+      if (a.positions === "learned") moments = Math.min(moments, binomial(a.width + k + 1, k + 1));
+    }
+    put("moments", moments, tooMany(moments));
+    put("dilution", range === null || context === null ? null : 1 / (1 + (context - 1) * Math.exp(-range)));
+    return { values, smallest, vacuous: vacuous.sort() };
+  }
+
+  /* The largest relative difference from a table of results; infinite if anything else differs. */
+  function worstDifference(reference, formats) {
+    let worst = 0;
+    for (const { input, bounds: wanted } of reference) {
+      const found = bounds(input, formats);
+      if (found.smallest !== wanted.smallest) return Infinity;
+      if (found.vacuous.join() !== wanted.vacuous.join()) return Infinity;
+      if (Object.keys(found.values).sort().join() !== Object.keys(wanted.values).sort().join()) return Infinity;
+      for (const [key, numbers] of Object.entries(wanted.values)) {
+        for (let i = 0; i < 3; i += 1) {
+          const [x, y] = [found.values[key][i], numbers[i]];
+          if ((x === null) !== (y === null)) return Infinity;
+          if (y === null || x === y) continue;
+          const difference = Math.abs(x - y) / Math.abs(y);
+          worst = difference <= worst ? worst : difference; // NaN is kept
+        }
+      }
+    }
+    return worst;
+  }
+
+  // --- the page -----------------------------------------------------------------------------------------------------
+
+  const LINKS = {
+    "Theorem 1": "01_counting.html#thm-counting",
+    "Theorem 3": "03_dimension.html#thm-dimension",
+    "Theorem 4": "04_accessible_strings.html#thm-strings",
+    "Slope": "04d_published.html#prop-slope",
+    "Theorem 5": "05_exact_compression.html#thm-caratheodory",
+    "Theorem 6": "06_moments.html#thm-moments",
+    "Theorem 8": "08_degradation.html#thm-degradation",
+  };
+  const ROWS = [
+    ["counting", "Soft prompt: all its bits", "Theorem 1"],
+    ["counting_in_radius", "Soft prompt: numbers of the format within the radius", "Theorem 1"],
+    ["resolution", "Soft prompt: vectors told apart at ε", "Slope"],
+    ["prefix", "Prefix: keys and values in every layer", "Theorem 1"],
+    ["hard", "Hard prompt of tokens", "Theorem 1"],
+  ];
+  const FACTS = [
+    ["dimension", "coordinates of the soft prompt that outputs can see", "Theorem 3"],
+    ["accessible_slope", "random tokens that one vector can decide, told apart at ε", "Slope"],
+    ["accessible_length", "tokens: length from which half of all strings are out of reach", "Theorem 4"],
+    ["recall", "of the random tokens recalled, at most", "Theorem 1"],
+    ["exact_compression", "cache positions that serve the queries exactly", "Theorem 5"],
+    ["moments", "cache positions of a layer with all its moments", "Theorem 6"],
+    ["dilution", "of the attention on one token of a full context, at most", "Theorem 8"],
+  ];
+  const CONTROLS = [ // name, label, least, most, whole number
+    ["Prompt", [
+      ["prompt_length", "vectors m", 1, 10000, true],
+    ]],
+    ["Model", [
+      ["width", "width d", 8, 16384, true],
+      ["layers", "layers L", 1, 128, true],
+      ["kv_heads", "heads with keys and values", 1, 128, true],
+      ["key_dim", "dimension of a head", 4, 512, true],
+      ["vocabulary", "vocabulary V", 2, 300000, true],
+      ["context", "context, tokens", 16, 1048576, true],
+    ]],
+    ["What a configuration does not say", [
+      ["radius", "radius r of the vectors", 0.01, 10000, false],
+      ["eps", "resolution ε", 1e-8, 10000, false],
+      ["logit_range", "range Δ of softmax logits", 0.1, 100, false],
+    ]],
+    ["Questions", [
+      ["length", "random tokens to recall", 1, 1000000, true],
+      ["queries", "queries to compress for", 1, 1000, true],
+      ["degree", "degree k of the moments", 0, 8, true],
+    ]],
+  ];
+  const POSITIONS = 1000; // of a slider
+
+  function show(value) {
+    if (Number.isInteger(value) && Math.abs(value) < 1e12) return value.toLocaleString("en-US");
+    if (Math.abs(value) >= 1000 && Math.abs(value) < 1e12) {
+      return value.toLocaleString("en-US", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+    }
+    return Number(value.toPrecision(5)).toString();
+  }
+
+  function make(tag, attributes, ...children) {
+    const svg = ["svg", "g", "path", "line", "text", "rect", "circle", "title"].includes(tag);
+    const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  }
+
+  function mount(place, data) {
+    const worst = worstDifference(data.reference, data.formats);
+    place.dataset.worst = String(worst);
+    if (!(worst <= 1e-9)) {
+      place.replaceChildren(make("p", { role: "alert" },
+        "The calculator is switched off: in this browser its numbers differ from those of the Python functions."));
+      return;
+    }
+    const state = { ...data.models[data.start.model], ...data.start };
+    const inputs = {};
+    place.replaceChildren();
+
+    const chosen = make("select", { id: "budget-model" });
+    for (const name of [...Object.keys(data.models), "your own"]) chosen.append(make("option", { value: name }, name));
+    const precision = make("select", { id: "budget-precision" });
+    for (const [name, form] of Object.entries(data.formats)) {
+      precision.append(make("option", { value: name }, `${name}: ${form.bits} bit${form.bits > 1 ? "s" : ""}`));
+    }
+    const form = make("form", { class: "budget-controls" });
+    form.addEventListener("submit", (event) => event.preventDefault());
+
+    const choice = (label, select) => make("div", { class: "budget-choice" },
+      make("label", { for: select.id }, label), select);
+
+    function control([name, label, least, most, whole]) {
+      const id = `budget-${name}`;
+      const zero = least === 0; // a linear scale
+      const at = (value) => (zero ? (value / most) : Math.log(value / least) / Math.log(most / least)) * POSITIONS;
+      const back = (place) => (zero ? (place / POSITIONS) * most : least * (most / least) ** (place / POSITIONS));
+      const slider = make("input", { type: "range", min: 0, max: POSITIONS, step: 1, "aria-label": label, id: `${id}-slider` });
+      const number = make("input", { type: "number", id, min: least, max: most, step: whole ? 1 : "any" });
+      const set = (value, from) => {
+        state[name] = value;
+        if (name === "key_dim") state.value_dim = value;
+        if (from !== slider) slider.value = Math.round(at(value));
+        if (from !== number) number.value = whole ? value : Number(value.toPrecision(5));
+        slider.setAttribute("aria-valuetext", show(value));
+        number.removeAttribute("aria-invalid");
+      };
+      const own = () => {
+        const known = data.models[chosen.value];
+        if (known && name in known && name !== "radius" && known[name] !== state[name]) chosen.value = "your own";
+        if (name === "kv_heads") state.heads = Math.max(1, Math.round(state.heads / state.kv_heads)) * state.kv_heads;
+      };
+      let last = null;
+      slider.addEventListener("input", () => {
+        const place = Number(slider.value);
+        let value = back(place);
+        if (whole) {
+          value = Math.round(value);
+          const before = state[name];
+          // a step of the slider is a step of the number, even where several positions round to one
+          if (value === before && last !== null && place !== last) value += place > last ? 1 : -1;
+        } else {
+          value = Number(value.toPrecision(4));
+        }
+        last = place;
+        set(Math.min(most, Math.max(least, value)), slider);
+        own();
+        update();
+      });
+      slider.addEventListener("focus", () => { last = Number(slider.value); });
+      slider.addEventListener("change", () => { slider.value = Math.round(at(state[name])); last = Number(slider.value); });
+      number.addEventListener("input", () => {
+        const value = Number(number.value);
+        if (number.value === "" || !(value >= least && value <= most) || (whole && !Number.isInteger(value))) {
+          number.setAttribute("aria-invalid", "true");
+          return;
+        }
+        set(value, number);
+        own();
+        update();
+      });
+      inputs[name] = { set };
+      return make("div", { class: "budget-control" }, make("label", { for: id }, label), slider, number);
+    }
+
+    for (const [legend, controls] of CONTROLS) {
+      const group = make("fieldset", {}, make("legend", {}, legend));
+      if (legend === "Model") group.append(choice("model", chosen));
+      if (legend === "Prompt") group.append(choice("number format", precision));
+      group.append(...controls.map(control));
+      form.append(group);
+    }
+    chosen.addEventListener("change", () => {
+      const model = data.models[chosen.value];
+      if (!model) return;
+      Object.assign(state, model);
+      for (const [name, { set }] of Object.entries(inputs)) if (name in model && model[name] !== null) set(model[name]);
+      update();
+    });
+    precision.addEventListener("change", () => {
+      state.precision = precision.value;
+      update();
+    });
+
+    const summary = make("output", { class: "budget-summary", "aria-live": "polite" });
+    const bars = make("tbody");
+    const table = make("table", {},
+      make("caption", {}, "What the theorems allow (bars: logarithmic scale)"),
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "bound"),
+        make("th", { scope: "col", class: "budget-number" }, "bits"),
+        make("th", { scope: "col", class: "budget-number" }, "tokens"))), bars);
+    const facts = make("ul", { class: "budget-facts" });
+    const chart = make("div", { class: "budget-chart" });
+    const checked = make("p", { class: "budget-checked" },
+      `Checked before it was drawn: ${data.reference.length} settings agree with the Python functions to ` +
+      `${worst === 0 ? "the last digit" : `a relative ${worst.toExponential(0)}`}.`);
+    place.append(form, summary, table, chart, facts, checked);
+
+    const link = (theorem) => make("a", { href: LINKS[theorem], class: "budget-theorem" },
+      theorem === "Slope" ? "Slope of accessible strings" : theorem);
+
+    function update() {
+      const found = bounds(state, data.formats);
+      const shown = ROWS.filter(([key]) => found.values[key][1] !== null);
+      const most = Math.log10(Math.max(...shown.map(([key]) => found.values[key][1])));
+      bars.replaceChildren(...shown.map(([key, title, theorem]) => {
+        const [, bits, tokens] = found.values[key];
+        const width = Math.max(0.5, (100 * Math.log10(Math.max(1, bits))) / Math.max(1, most));
+        const least = key === found.smallest;
+        const bar = make("span", { class: "budget-bar", "aria-hidden": "true" });
+        bar.append(make("span", { style: `width:${width}%`, class: least ? "least" : "" }));
+        return make("tr", { "data-bound": key, "data-bits": bits, "data-tokens": tokens },
+          make("th", { scope: "row" }, `${title}${least ? " (smallest for a soft prompt)" : ""} `, link(theorem), bar),
+          make("td", { class: "budget-number" }, show(bits)),
+          make("td", { class: "budget-number" }, show(tokens)));
+      }));
+      facts.replaceChildren(...FACTS.filter(([key]) => found.values[key][0] !== null).map(([key, text, theorem]) => {
+        const value = found.values[key][0];
+        const note = found.vacuous.includes(key) ? " (vacuous: forbids nothing here)" : "";
+        const shown = key === "recall" || key === "dilution" ? `${show(100 * value)} %` : show(value);
+        return make("li", { "data-bound": key, "data-value": value },
+          make("strong", {}, shown), ` ${text}${note} `, link(theorem));
+      }));
+      const [, bits, tokens] = found.values[found.smallest];
+      const name = ROWS.find(([key]) => key === found.smallest);
+      summary.textContent = `At most ${show(bits)} bits in this soft prompt, or ${show(tokens)} random tokens. ` +
+        `Smallest bound: ${name ? name[1].replace("Soft prompt: ", "") : found.smallest}.`;
+      draw(found);
+    }
+
+    /* Tokens against prompt length: each bound is a straight line through zero; beyond the smallest is forbidden. */
+    function draw(found) {
+      const width = Math.max(280, Math.min(720, chart.clientWidth || place.clientWidth || 640));
+      const height = 260;
+      const [left, right, top, bottom] = [64, width < 480 ? 108 : 130, 30, 40];
+      const span = 2 * state.prompt_length;
+      const names = { counting: "all bits", counting_in_radius: "within radius", resolution: "apart at ε" };
+      const lines = Object.keys(names).concat("hard")
+        .filter((key) => found.values[key][2] !== null)
+        .map((key) => ({ key, slope: found.values[key][2] / state.prompt_length,
+          label: key === "hard" ? "hard prompt" : names[key] }));
+      const soft = lines.filter((line) => line.key !== "hard");
+      const highest = 1.08 * span * Math.max(...soft.map((line) => line.slope));
+      const x = (m) => left + (m / span) * (width - left - right);
+      const y = (tokens) => height - bottom - (tokens / highest) * (height - top - bottom);
+      const least = span * (found.values[found.smallest][2] / state.prompt_length);
+      const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img",
+        "aria-label": `Random tokens against prompt length, straight lines through zero. At ${show(state.prompt_length)} ` +
+          lines.map((line) => `vectors ${line.label}: ${show(line.slope * state.prompt_length)} tokens`).join("; ") });
+      svg.append(make("path", { class: "forbidden",
+        d: `M${x(0)},${y(0)} L${x(span)},${y(least)} L${x(span)},${top} L${x(0)},${top} Z` }));
+      svg.append(make("path", { class: "axis", d: `M${left},${top} V${height - bottom} H${width - right}` }));
+      for (const part of [0, 0.5, 1]) {
+        const m = span * part;
+        svg.append(make("text", { x: x(m), y: height - bottom + 16, "text-anchor": "middle" }, show(m)));
+        const tick = 10 ** Math.floor(Math.log10(highest / 1.08));
+        const value = part === 0 ? 0 : Math.floor((highest / 1.08 / tick) * part * 2) * tick / 2;
+        svg.append(make("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, compact(value)));
+      }
+      svg.append(make("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "prompt vectors m"));
+      svg.append(make("text", { x: left - 6, y: 14 }, "random tokens"));
+      svg.append(make("text", { x: left + 6, y: top + 14, class: "bound" }, "forbidden"));
+      svg.append(make("line", { class: "marker", x1: x(span / 2), x2: x(span / 2), y1: top, y2: height - bottom }));
+      const ends = lines.map((line) => ({ ...line, end: y(line.slope * span) })).sort((a, b) => a.end - b.end);
+      let previous = top - 6;
+      for (const line of ends) line.at = previous = Math.max(line.end + 4, previous + 15);
+      let next = height - bottom + 15;
+      for (const line of [...ends].reverse()) line.at = next = Math.min(line.at, next - 15);
+      for (const line of ends) {
+        const kind = line.key === found.smallest ? "least" : line.key === "hard" ? "hard" : "bound";
+        svg.append(make("line", { class: kind, x1: x(0), y1: y(0), x2: x(span), y2: line.end }));
+        svg.append(make("line", { class: "leader", x1: x(span) + 2, y1: line.end, x2: x(span) + 12, y2: line.at - 4 }));
+        svg.append(make("text", { class: kind, x: x(span) + 15, y: line.at }, line.label));
+      }
+      chart.replaceChildren(svg);
+    }
+
+    function compact(value) {
+      return value >= 1e5 || (value !== 0 && value < 0.01) ? value.toExponential(0).replace("+", "") : show(value);
+    }
+
+    chosen.value = data.start.model;
+    precision.value = data.start.precision;
+    for (const [name, { set }] of Object.entries(inputs)) set(state[name]);
+    update();
+    let drawn = chart.clientWidth;
+    window.addEventListener("resize", () => {
+      if (chart.clientWidth === drawn) return;
+      drawn = chart.clientWidth;
+      update();
+    });
+  }
+
+  window.promptMemoryBudget = { bounds, worstDifference };
+
+  function start() {
+    const place = document.getElementById("budget-calculator");
+    const data = document.getElementById("budget-data");
+    if (place && data) mount(place, JSON.parse(data.textContent));
+  }
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
+})();

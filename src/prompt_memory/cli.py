@@ -1,0 +1,480 @@
+"""The command line: `prompt-memory budget`, `prompt-memory cram` and `prompt-memory compress`.
+
+Exit status: 0, all went well; 1, something went wrong on the way (what was computed until then is on disk); 2, bad
+input.  Bad input is answered by one sentence on stderr, before anything is computed.
+"""
+
+import argparse
+import base64
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from prompt_memory import budget as budgets
+
+BUDGET_EXAMPLES = """\
+examples:
+  prompt-memory budget --model config.json --prompt-length 20 --precision bf16
+  prompt-memory budget --model path/to/checkpoint --prompt-length 100 --radius 60 --eps 0.001
+  prompt-memory budget --model Pythia-160M --prompt-length 20 --eps 0.001 --json
+"""
+CRAM_EXAMPLES = """\
+examples:
+  prompt-memory cram --model path/to/checkpoint --text book.txt --m 1 2 4 --output out
+  prompt-memory cram --model path/to/checkpoint --random --m 1 2 --strings 50 --longest 16
+
+Interrupted? The same command goes on where it was: finished chunks lie in OUTPUT/chunks.
+What comes out: OUTPUT/cram.csv (a line for each string), OUTPUT/summary.csv (a line for each m) and OUTPUT/cram.svg.
+"""
+COMPRESS_EXAMPLES = """\
+examples:
+  prompt-memory compress --tokens tokens.npy --degree 3
+      the means of all polynomials of degree 3 are kept: every query is served, approximately (Theorem 6)
+  prompt-memory compress --tokens tokens.npy --queries q.npy --A A.npy --V V.npy --output short.safetensors
+      these queries are served exactly (Theorem 5); softmax logits are <A x, z>, A = K'Q/sqrt(d_k)
+  prompt-memory compress --tokens adapter_model.safetensors:prompt_embeddings --degree 1
+
+What comes out: `indices` of the tokens that are kept, and their `weights`.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    main_parser = _Parser(
+        prog="prompt-memory",
+        description="How much a prompt can hold: bounds for a model, a measurement on it, and prompts made shorter.",
+        epilog=BUDGET_EXAMPLES + "\nprompt-memory COMMAND --help tells more about a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = main_parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name, run, help, epilog):
+        part = commands.add_parser(
+            name, help=help, description=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        part.set_defaults(run=run)
+        return part
+
+    known = ", ".join(budgets.PUBLISHED)
+    one = add(
+        "budget", _budget, "Bounds that a model's configuration determines, in bits and in tokens.", BUDGET_EXAMPLES
+    )
+    one.add_argument("--model", required=True, help=f"a config.json, a folder with one, or one of: {known}")
+    one.add_argument("--prompt-length", type=int, required=True, metavar="M", help="vectors in the prompt")
+    one.add_argument("--precision", default="bf16", help=f"of the prompt: {', '.join(budgets.FORMATS)} (default: bf16)")
+    one.add_argument("--radius", type=float, help="largest norm of a prompt vector")
+    one.add_argument("--eps", type=float, help="vectors closer than this behave alike (with --radius)")
+    one.add_argument("--lipschitz", type=float, help="Lipschitz constant of the logits in the prompt (with --margin)")
+    one.add_argument("--margin", type=float, help="by which the right logit must exceed all others")
+    one.add_argument("--logit-range", type=float, help="length of an interval that holds all softmax logits")
+    one.add_argument("--queries", type=int, default=1, help="queries that an exact compression serves (default: 1)")
+    one.add_argument("--degree", type=int, default=1, help="degree k of the moments (default: 1)")
+    one.add_argument("--length", type=int, help="random tokens to be recalled")
+    one.add_argument("--vocabulary", type=int, help="tokens that can occur, if fewer than the configuration says")
+    one.add_argument("--json", action="store_true", help="write JSON instead of a table")
+
+    two = add("cram", _cram, "The longest strings that prompts of m vectors are found for, on a model.", CRAM_EXAMPLES)
+    two.add_argument("--model", required=True, help="a folder with config.json and safetensors weights, or a hub name")
+    strings = two.add_mutually_exclusive_group(required=True)
+    strings.add_argument("--text", type=Path, help="a text file, from which strings are cut")
+    strings.add_argument("--random", action="store_true", help="uniformly random tokens instead of text")
+    two.add_argument("--m", type=int, nargs="+", required=True, metavar="M", help="prompt lengths")
+    two.add_argument("--strings", type=int, default=24, help="how many strings (default: 24)")
+    two.add_argument("--longest", type=int, default=32, help="tokens in each string (default: 32)")
+    two.add_argument("--restarts", type=int, default=4, help="runs that a string may have (default: 4)")
+    two.add_argument("--steps", type=int, default=400, help="steps of a run for one token more (default: 400)")
+    two.add_argument("--learning-rate", type=float, help="of Adam (default: from the size of the embeddings)")
+    two.add_argument("--scale", type=float, help="of the starting prompts (default: from the size of the embeddings)")
+    two.add_argument("--dtype", default="float32", help="number format of the network (default: float32)")
+    two.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
+    two.add_argument("--seed", type=int, default=0)
+    two.add_argument("--chunk", type=int, default=8, help="strings worked on, and saved, together (default: 8)")
+    two.add_argument("--output", type=Path, default=Path("cram"), help="folder for the results (default: cram)")
+    two.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    three = add("compress", _compress, "A long prompt as few weighted tokens, verified before it is written.",
+                COMPRESS_EXAMPLES)  # fmt: skip
+    three.add_argument("--tokens", required=True, metavar="FILE", help="[m, d]: .npy, or .safetensors (FILE:NAME)")
+    three.add_argument("--degree", type=int, metavar="K", help="keep the means of polynomials of degree at most K")
+    three.add_argument("--queries", metavar="FILE", help="[n, d]: serve these queries exactly (with --A and --V)")
+    three.add_argument("--A", metavar="FILE", help="[d, d] or [H, d, d], K'Q/sqrt(d_k) of each head")
+    three.add_argument("--V", metavar="FILE", help="[d_v, d] or [H, d_v, d], values of each head")
+    three.add_argument("--own", type=float, default=0.0, help="weight with which a query attends itself (default: 0)")
+    three.add_argument("--weights", metavar="FILE", help="[m]: weights of the tokens (default: equal)")
+    three.add_argument("--output", type=Path, default=Path("compressed.npz"),
+                       help=".npz or .safetensors (default: compressed.npz)")  # fmt: skip
+    three.add_argument("--force", action="store_true", help="overwrite the output")
+    return main_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    options = parser().parse_args(arguments)
+    name = f"prompt-memory {options.command}"
+    try:
+        return options.run(options)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"{name}: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; what was finished is saved", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        print(f"{name}: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _sentence(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+# --- budget --------------------------------------------------------------------------------------------------------
+
+
+def _budget(options) -> int:
+    from dataclasses import replace
+
+    architecture = budgets.load(options.model)
+    if options.vocabulary is not None:
+        if not 2 <= options.vocabulary <= architecture.vocabulary:
+            raise ValueError(f"--vocabulary must lie between 2 and {architecture.vocabulary}, not {options.vocabulary}")
+        architecture = replace(architecture, vocabulary=options.vocabulary)
+    if options.radius is None and options.eps is not None and not Path(options.model).exists():
+        options.radius = budgets.PUBLISHED[architecture.name].radius  # eps alone has no meaning, and the table has it
+    names = ("radius", "eps", "lipschitz", "margin", "logit_range", "queries", "degree", "length")
+    given = {name: getattr(options, name) for name in names}
+    result = budgets.budget(architecture, options.prompt_length, options.precision, **given)
+    if options.json:
+        print(json.dumps(result.as_dict(), indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        print(budgets.table(result))
+    return 0
+
+
+# --- cram ----------------------------------------------------------------------------------------------------------
+
+
+def _cram(options) -> int:
+    for name in ("strings", "longest", "chunk", "restarts"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, not {getattr(options, name)}")
+    if options.steps < 0:
+        raise ValueError(f"--steps must be at least 0, not {options.steps}")
+    for name in ("learning_rate", "scale"):
+        value = getattr(options, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"--{name.replace('_', '-')} must be a finite number >= 0, not {value}")
+    if min(options.m) < 1:
+        raise ValueError(f"--m must be at least 1, not {min(options.m)}")
+    text = None if options.text is None else _text(options.text)
+    options.output.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    from prompt_memory import hf, language, measure, tune
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with _silence():
+        model = hf.load(options.model, options.dtype, device)
+    q = model.config.q
+    if text is None:
+        generator = torch.Generator().manual_seed(options.seed)
+        strings = language.random_strings(options.strings, options.longest, q, generator=generator)
+        places = [""] * options.strings
+    else:
+        with _silence():
+            ids = hf.tokenizer(options.model)(text, add_special_tokens=False)["input_ids"]
+        places = _places(len(ids), options.strings, options.longest, options.text)
+        strings = torch.tensor([ids[place : place + options.longest] for place in places])
+    search = hf.search_settings(model) | {"restarts": options.restarts, "steps": options.steps, "seed": options.seed}
+    for name in ("learning_rate", "scale"):
+        if getattr(options, name) is not None:
+            search[name] = getattr(options, name)
+    needed = max(options.m) + options.longest - 1
+    if model.config.positions == "learned" and needed > model.config.context:
+        raise ValueError(f"m = {max(options.m)} and strings of {options.longest} tokens need {needed} positions, "
+                         f"more than the {model.config.context} of the model")  # fmt: skip
+
+    lengths, lost = {}, []
+    bits = {"float64": 64, "float32": 32}.get(model.config.dtype, 16)
+    report = _Report(options.output, places, options.longest, model.config.d, q, bits, options.seed)
+    try:
+        with _progress(len(options.m) * len(strings), options.quiet) as bar:
+            for m in dict.fromkeys(options.m):
+                found = lengths[m] = []
+                for first in range(0, len(strings), options.chunk):
+                    part = strings[first : first + options.chunk]
+                    folder = options.output / "chunks"
+                    try:
+                        result = tune.longest_prefix(model, part, m, chunk=options.chunk, directory=folder, **search)
+                    except tune.NonFiniteLoss as error:
+                        result = error.result
+                        lost += [(m, first + string) for string, _ in error.runs]
+                    found += result.lengths.tolist()
+                    report.write(lengths)
+                    bar.update(len(part))
+                    bar.set_description(f"m = {m}")
+    except BaseException:
+        report.write(lengths)
+        raise
+    print(report.finish(lengths, measure.n50, f"{options.model}, {'text' if text else 'random tokens'}"))
+    if lost:
+        names = ", ".join(f"string {string} at m = {m}" for m, string in dict.fromkeys(lost[:3]))
+        raise RuntimeError(f"the loss was not finite in runs of {names}: lower --learning-rate; all else is written")
+    return 0
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file in UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty")
+    return text
+
+
+def _places(tokens: int, strings: int, longest: int, path) -> list[int]:
+    """Where strings begin: evenly spaced over the text, none overlapping another."""
+    if strings * longest > tokens:
+        raise ValueError(
+            f"{path} has {tokens} tokens, too few for {strings} strings of {longest}: take fewer (--strings) or "
+            "shorter ones (--longest)"
+        )
+    gap = tokens / strings
+    return [int(gap * index) for index in range(strings)]
+
+
+class _Report:
+    """The tables and the figure of a cramming sweep; tables are on disk after every chunk."""
+
+    def __init__(self, folder: Path, places, longest: int, d: int, q: int, bits: int, seed: int):
+        self.folder, self.places, self.longest, self.d, self.q = folder, places, longest, d, q
+        self.bits, self.seed = bits, seed
+
+    def write(self, lengths: dict[int, list[int]]) -> None:
+        rows = [
+            (m, index, self.places[index], length, int(length == self.longest))
+            for m, found in lengths.items()
+            for index, length in enumerate(found)
+        ]
+        _write_csv(self.folder / "cram.csv", ("m", "string", "first_token", "longest_found", "ended"), rows)
+
+    def finish(self, lengths, n50, what: str) -> str:
+        """Summary, figure, and a text for the terminal."""
+        import numpy as np
+
+        from prompt_memory import bounds, intervals
+
+        random, rows = np.random.default_rng(self.seed), []
+        for m, found in sorted(lengths.items()):
+            centre = n50(np.array(found), self.longest)
+            low, high = intervals.bootstrap(found, lambda x: n50(x, self.longest), random, resamples=200)
+            bound = bounds.critical_length(bounds.counting_bits(self.d, m, self.bits), self.q)
+            ended = sum(length == self.longest for length in found)
+            rows.append((m, len(found), centre, low, high, ended, bound))
+        header = ("m", "strings", "n50", "low", "high", "ended", "bound")
+        _write_csv(self.folder / "summary.csv", header, rows)
+        lines = [f"{'m':>5} {'strings':>8} {'n50':>8} {'95 % interval':>18} {'ended':>6} {'bound':>10}"]
+        for m, strings, centre, low, high, ended, bound in rows:
+            lines.append(f"{m:5} {strings:8} {centre:8.2f} {f'{low:.2f} to {high:.2f}':>18} {ended:6} {bound:10.1f}")
+        lines.append(
+            "n50: tokens at which half of the strings were still found; ended: strings found to their end, so that"
+        )
+        lines.append("n50 may be larger; bound: Theorem 4 with all bits of the prompt, for random strings")
+        written = [self.folder / "cram.csv", self.folder / "summary.csv"]
+        with contextlib.suppress(ImportError):
+            written.append(self._figure(lengths, rows, what))
+        if len(written) == 2:
+            lines.append("no figure: matplotlib is not installed")
+        return "\n".join([*lines, "written: " + ", ".join(map(str, written))])
+
+    def _figure(self, lengths, rows, what: str) -> Path:
+        from prompt_memory import figures
+
+        m, centre, low, high = ([row[column] for row in rows] for column in (0, 2, 3, 4))
+
+        def draw(figure):
+            ax = figure.subplots()
+            grey = figures.COLOURS["neutral"]
+            for length, found in lengths.items():
+                ax.plot([length] * len(found), found, "_", color=grey, alpha=0.5)
+            error = [[max(0.0, c - x) for c, x in zip(centre, low, strict=True)],
+                     [max(0.0, x - c) for c, x in zip(centre, high, strict=True)]]  # fmt: skip
+            ax.errorbar(m, centre, error, fmt="o-", color=figures.COLOURS["measured"])
+            ax.axhline(self.longest, color=grey, linestyle=":", linewidth=1)
+            ax.set_ylim(0, 1.2 * self.longest)
+            ax.text(min(m), 1.02 * self.longest, "strings end here", fontsize=9, color=grey, va="bottom")
+            ax.set_title(f"Longest strings found, and n50 with 95 % intervals: {what}")
+            ax.set_xlabel("prompt vectors m")
+            ax.set_ylabel("tokens")
+            ax.set_xticks(m)
+
+        picture = figures.show(draw, alt="Longest strings found against the prompt length.").images["light"]
+        return _write(self.folder / "cram.svg", base64.b64decode(picture.partition(",")[2]))
+
+
+@contextlib.contextmanager
+def _progress(total: int, quiet: bool):
+    """A progress bar on stderr: tqdm, which comes with transformers, or lines of text."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        tqdm = _Lines
+    with tqdm(total=total, disable=quiet, unit="string", file=sys.stderr) as bar:
+        yield bar
+
+
+class _Lines:
+    """As much of tqdm as is used here."""
+
+    def __init__(self, *, total, disable, unit, file):
+        self.total, self.disable, self.unit, self.file, self.done, self.text = total, disable, unit, file, 0, ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def set_description(self, text):
+        self.text = text
+
+    def update(self, count):
+        self.done += count
+        if not self.disable:
+            print(f"{self.done} of {self.total} {self.unit}s {self.text}".rstrip(), file=self.file, flush=True)
+
+
+@contextlib.contextmanager
+def _silence():
+    """No bars and remarks of other packages: what we have to say is one sentence."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+# --- compress ------------------------------------------------------------------------------------------------------
+
+
+def _compress(options) -> int:
+    exact = [name for name in ("queries", "A", "V") if getattr(options, name) is not None]
+    if (options.degree is None) == (not exact):
+        raise ValueError("give either --degree, or --queries with --A and --V")
+    if exact and len(exact) < 3:
+        raise ValueError(f"an exact compression needs --queries, --A and --V; only {' and '.join(exact)} given")
+    if options.own and not exact:
+        raise ValueError("--own belongs to --queries")
+    if options.output.suffix not in (".npz", ".safetensors"):
+        raise ValueError(f"the output must end in .npz or .safetensors, not {options.output}")
+    if options.output.exists() and not options.force:
+        raise ValueError(f"{options.output} exists: choose another --output, or --force")
+    if not options.output.parent.is_dir():
+        raise ValueError(f"the folder {options.output.parent} of the output does not exist")
+    tokens = _array(options.tokens)
+    tokens = tokens[0] if tokens.ndim == 3 and len(tokens) == 1 else tokens
+    weights = None if options.weights is None else _array(options.weights)
+    queries, A, V = (_array(getattr(options, name)) for name in exact) if exact else (None, None, None)
+
+    from prompt_memory import compress
+
+    if exact:
+        short = compress.caratheodory(tokens, queries, A, V, weights=weights, own=options.own)
+    else:
+        short = compress.moments(tokens, options.degree, weights=weights)
+    _save(options.output, short._asdict())
+    served = f"{len(queries)} queries exactly" if exact else f"all moments of degree at most {options.degree}"
+    print(f"{len(short.indices)} of {len(tokens)} tokens keep {served}; verified and written to {options.output}")
+    return 0
+
+
+def _array(place: str):
+    """A float64 array from FILE.npy, FILE.safetensors or FILE.safetensors:NAME."""
+    import numpy as np
+
+    file, colon, name = place.rpartition(":")
+    if not colon or Path(place).exists():
+        file, name = place, ""
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.suffix == ".npy":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{path} is not an array of numbers: {_sentence(error)}") from None
+    elif path.suffix == ".safetensors":
+        array = _tensor(path, name)
+    else:
+        raise ValueError(f"{path} must be .npy or .safetensors")
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{place} must hold real numbers, not {array.dtype}")
+    return array.astype(np.float64)
+
+
+def _tensor(path: Path, name: str):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if not name and len(names) != 1:
+                raise ValueError(f"{path} holds {len(names)} arrays: name one of {', '.join(names[:5])} as FILE:NAME")
+            if name and name not in names:
+                raise ValueError(f"{path} holds no {name}: there are {', '.join(names[:5])}")
+            return file.get_tensor(name or names[0]).double().numpy()
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {_sentence(error)}") from None
+
+
+def _save(path: Path, arrays: dict) -> None:
+    import numpy as np
+
+    buffer = io.BytesIO()
+    arrays = {name: np.asarray(value) for name, value in arrays.items()}
+    if path.suffix == ".npz":
+        np.savez(buffer, **arrays)
+        _write(path, buffer.getvalue())
+    else:
+        from safetensors.numpy import save
+
+        _write(path, save({name: np.atleast_1d(value) for name, value in arrays.items()}))
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def _write_csv(path: Path, header, rows) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([header, *rows])
+    _write(path, buffer.getvalue().encode())
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """Write a file so that a reader sees the old one or the whole new one."""
+    partial = path.with_name(path.name + ".writing")
+    partial.write_bytes(content)
+    partial.replace(path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

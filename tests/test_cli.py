@@ -1,0 +1,321 @@
+"""The command line as a user meets it: what it prints, writes and returns."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+from prompt_memory import cli, compress, tune
+
+CONFIG = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
+TEXT = "".join(chr(97 + (7 * i + i * i // 5) % 26) for i in range(400))
+
+
+def command(*arguments, cwd=None):
+    line = [sys.executable, "-m", "prompt_memory.cli", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False, env=environment)
+
+
+def refused(capsys, *arguments) -> str:
+    """Run in this process what must be refused: exit status 2 and one sentence, which is returned."""
+    try:
+        status = cli.main(list(map(str, arguments)))
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2, captured.err
+    assert captured.out == ""
+    (sentence,) = captured.err.splitlines()
+    assert sentence.startswith("prompt-memory")
+    return sentence
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+# --- budget ---------------------------------------------------------------------------------------------------------
+
+
+def test_budget_as_a_program(config):
+    plain = command("budget", "--model", config, "--prompt-length", 20, "--precision", "bf16")
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert "245,760" in plain.stdout
+    data = command("budget", "--model", config.parent, "--prompt-length", 20, "--json", "--radius", 3, "--eps", 0.1)
+    assert (data.returncode, data.stderr) == (0, "")
+    content = json.loads(data.stdout)
+    assert content["bounds"]["counting"]["bits"] == 245760
+    assert content["bounds"]["resolution"]["bits"] == pytest.approx(20 * 768 * np.log2(61))
+    assert content["smallest"] == "resolution"
+    wrong = command("budget", "--model", config, "--prompt-length", 0)
+    assert wrong.returncode == 2
+    assert wrong.stderr == "prompt-memory budget: prompt_length must be an integer >= 1, not 0\n"
+
+
+def test_the_budget_needs_no_torch(config):
+    code = "import sys; from prompt_memory import cli; " + (
+        f"status = cli.main(['budget', '--model', {str(config)!r}, '--prompt-length', '1']); "
+        "sys.exit(status or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_every_json_number_is_json(capsys):
+    assert cli.main(["budget", "--model", "Gemma-3-270M", "--prompt-length", "3", "--eps", "1e-3", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert content["given"]["radius"] == 10.74  # of the table: eps alone would say nothing
+    assert all({"bits", "tokens", "value", "unit", "theorem"} <= set(bound) for bound in content["bounds"].values())
+
+
+def test_the_vocabulary_can_be_smaller_than_the_configuration(capsys, config):
+    assert cli.main(["budget", "--model", str(config), "--prompt-length", "1", "--vocabulary", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bounds"]["counting"]["tokens"] == 16 * 768
+    assert "between 2 and 50257" in refused(
+        capsys, "budget", "--model", config, "--prompt-length", 1, "--vocabulary", 99999
+    )
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["nothing"], ["budget"], ["budget", "--model", "x", "--prompt-length", "two"],
+    ["budget", "--model", "no/such/place", "--prompt-length", "2"],
+    ["budget", "--model", "Pythia-160M", "--prompt-length", "2", "--precision", "bf17"],
+    ["budget", "--model", "Pythia-160M", "--prompt-length", "2", "--margin", "0.1"],
+    ["budget", "--model", "Pythia-160M", "--prompt-length", "2", "--radius", "nan"],
+])  # fmt: skip
+def test_bad_input_to_the_budget_is_one_sentence(capsys, arguments):
+    refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("which", ["budget", "cram", "compress"])
+def test_help_has_examples(capsys, which):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([which, "--help"])
+    assert stop.value.code == 0
+    assert f"examples:\n  prompt-memory {which} --" in capsys.readouterr().out
+
+
+def test_the_examples_of_the_help_parse():
+    for text in (cli.BUDGET_EXAMPLES, cli.CRAM_EXAMPLES, cli.COMPRESS_EXAMPLES):
+        lines = [line.split()[1:] for line in text.splitlines() if line.startswith("  prompt-memory")]
+        assert lines
+        for line in lines:
+            cli.parser().parse_args(line)
+
+
+# --- compress -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompt(tmp_path):
+    """Files with a prompt of 200 tokens, queries and one head."""
+    random = np.random.default_rng(0)
+    arrays = {"tokens": (200, 3), "q": (4, 3), "A": (3, 3), "V": (2, 3)}
+    arrays = {name: random.normal(size=shape) for name, shape in arrays.items()}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    return arrays
+
+
+def test_compress_by_moments(prompt, tmp_path):
+    done = command("compress", "--tokens", "tokens.npy", "--degree", 2, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "10 of 200 tokens" in done.stdout
+    with np.load(tmp_path / "compressed.npz") as short:
+        kept, weights = prompt["tokens"][short["indices"]], short["weights"]
+    assert weights.sum() == pytest.approx(1)
+    assert kept.T @ (weights[:, None] * kept) == pytest.approx(prompt["tokens"].T @ prompt["tokens"] / 200, abs=1e-11)
+
+
+def test_compress_for_queries(prompt, tmp_path, capsys):
+    save_file({"p": torch.from_numpy(prompt["tokens"])[None], "other": torch.zeros(1)}, tmp_path / "t.safetensors")
+    files = [f"--{option}={tmp_path / name}.npy" for option, name in (("queries", "q"), ("A", "A"), ("V", "V"))]
+    output = tmp_path / "short.safetensors"
+    arguments = ["compress", f"--tokens={tmp_path}/t.safetensors:p", *files, f"--output={output}"]
+    assert cli.main([*arguments, "--own", "1"]) == 0
+    short = load_file(output)
+    assert len(short["indices"]) <= 8
+    layer = (prompt["q"], prompt["A"], prompt["V"])
+    found = compress.attend(prompt["tokens"][short["indices"]], *layer, weights=short["weights"], own=short["own"][0])
+    assert found == pytest.approx(compress.attend(prompt["tokens"], *layer, own=1.0), abs=1e-11)
+    capsys.readouterr()
+    assert "exists" in refused(capsys, *arguments)
+    assert cli.main([*arguments, "--force"]) == 0
+
+
+def test_bad_input_to_compress_is_one_sentence(prompt, tmp_path, capsys):
+    def sentence(*arguments):
+        return refused(capsys, "compress", f"--output={tmp_path}/out.npz", *arguments)
+
+    tokens = f"--tokens={tmp_path}/tokens.npy"
+    (tmp_path / "broken.npy").write_text("nothing")
+    (tmp_path / "broken.safetensors").write_text("nothing")
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    np.save(tmp_path / "nan.npy", np.full((4, 2), np.nan))
+    save_file({"a": torch.zeros(2, 2), "b": torch.zeros(2, 2)}, tmp_path / "two.safetensors")
+    assert "either" in sentence(tokens)
+    assert "--queries, --A and --V" in sentence(tokens, f"--queries={tmp_path}/q.npy")
+    assert "no file" in sentence("--tokens=missing.npy", "--degree=1")
+    assert "not an array" in sentence(f"--tokens={tmp_path}/broken.npy", "--degree=1")
+    assert "damaged" in sentence(f"--tokens={tmp_path}/broken.safetensors", "--degree=1")
+    assert "real numbers" in sentence(f"--tokens={tmp_path}/words.npy", "--degree=1")
+    assert "not an array" in sentence(f"--tokens={tmp_path}/objects.npy", "--degree=1")
+    assert "finite" in sentence(f"--tokens={tmp_path}/nan.npy", "--degree=1")
+    assert "FILE:NAME" in sentence(f"--tokens={tmp_path}/two.safetensors", "--degree=1")
+    assert "holds no c" in sentence(f"--tokens={tmp_path}/two.safetensors:c", "--degree=1")
+    assert "degree" in sentence(tokens, "--degree=-1")
+    assert "moments are too many" in sentence(tokens, "--degree=40")
+    assert "does not exist" in refused(capsys, "compress", tokens, "--degree=1", f"--output={tmp_path}/no/out.npz")
+    assert ".npz" in refused(capsys, "compress", tokens, "--degree=1", f"--output={tmp_path}/out.txt")
+    assert not (tmp_path / "out.npz").exists()
+
+
+# --- cram -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny GPT-2 with random weights and a tokenizer of single letters, as `transformers` writes them."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    tokenizers, transformers = (pytest.importorskip(name) for name in ("tokenizers", "transformers"))
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    settings = transformers.GPT2Config(
+        vocab_size=27, n_positions=24, n_embd=8, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None
+    )
+    transformers.GPT2LMHeadModel(settings).save_pretrained(folder)
+    letters = {chr(97 + i): i for i in range(26)} | {"?": 26}
+    letters = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=letters, merges=[], unk_token="?"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="?").save_pretrained(folder)
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
+def sweep(checkpoint, output, *more):
+    return ["cram", f"--model={checkpoint}", f"--text={checkpoint / 'text.txt'}", "--m", "1", "2", "--strings=6",
+            "--longest=5", "--steps=15", "--restarts=1", "--chunk=2", f"--output={output}", *more]  # fmt: skip
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, tmp_path_factory):
+    """The results of a sweep that was not disturbed."""
+    output, bar = tmp_path_factory.mktemp("whole"), io.StringIO()
+    with contextlib.redirect_stderr(bar):
+        assert cli.main(sweep(checkpoint, output)) == 0
+    assert "12/12" in bar.getvalue()
+    return output
+
+
+def test_cram_writes_what_was_found(checkpoint, whole):
+    found = rows(whole / "cram.csv")
+    assert [(row["m"], row["string"]) for row in found] == [(str(m), str(s)) for m in (1, 2) for s in range(6)]
+    from prompt_memory import hf, measure
+
+    model = hf.load(checkpoint)
+    prompts = []
+    for path in (whole / "chunks").iterdir():
+        part, _ = tune._read_chunk(path)
+        prompts += [(p, int(n)) for p, n in zip(*part[:2], strict=True)]
+    assert sorted(n for _, n in prompts) == sorted(int(row["longest_found"]) for row in found)
+    assert any(n for _, n in prompts)
+    written = {tuple(ord(letter) - 97 for letter in TEXT[int(row["first_token"]) :][:5]) for row in found}
+    for p, n in prompts:  # what is saved does what the table says
+        string = measure.greedy(model, p[None], 5)[0].tolist()
+        assert n == 0 or tuple(string[:n]) in {text[:n] for text in written}
+    summary = rows(whole / "summary.csv")
+    bound = (32 * 8 * 2 + 1) / np.log2(27)
+    assert float(summary[1]["bound"]) == pytest.approx(bound)
+    assert all(float(row["low"]) - 1e-9 <= float(row["n50"]) <= float(row["high"]) + 1e-9 for row in summary)
+    assert (whole / "cram.svg").read_bytes().startswith(b"<?xml")
+    assert not list(whole.glob("*.writing"))
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(checkpoint, whole, tmp_path, capsys, monkeypatch):
+    descend, calls = tune._descend, []
+
+    def counted(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return descend(*arguments, **settings)
+
+    monkeypatch.setattr(tune, "_descend", counted)
+    capsys.readouterr()
+    assert cli.main(sweep(checkpoint, tmp_path / "part", "--quiet")) == 1
+    assert capsys.readouterr().err == "prompt-memory cram: stopped; what was finished is saved\n"
+    table = (whole / "cram.csv").read_text()
+    part = (tmp_path / "part" / "cram.csv").read_text()
+    assert part.splitlines() == table.splitlines()[:5]
+    calls.append(1)
+    assert cli.main(sweep(checkpoint, tmp_path / "part", "--quiet")) == 0
+    assert len(calls) == 3 + 1 + 4  # six chunks, two of which were there
+    assert (tmp_path / "part" / "cram.csv").read_text() == table
+
+
+def test_a_loss_that_is_not_finite_is_reported_and_the_rest_is_written(checkpoint, tmp_path, capsys):
+    more = ("--quiet", "--learning-rate=1e38", "--scale=1e38")
+    status = cli.main(sweep(checkpoint, tmp_path, *more))
+    captured = capsys.readouterr()
+    assert status == 1
+    assert "not finite" in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert len(rows(tmp_path / "cram.csv")) == 12
+
+
+def test_random_strings_need_no_tokenizer(checkpoint, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((checkpoint / name).read_bytes())
+    arguments = [
+        "cram",
+        f"--model={bare}",
+        "--random",
+        "--m",
+        "1",
+        "--strings=2",
+        "--longest=3",
+        "--steps=3",
+        "--quiet",
+    ]
+    assert cli.main([*arguments, f"--output={tmp_path / 'out'}"]) == 0
+    assert [row["first_token"] for row in rows(tmp_path / "out" / "cram.csv")] == ["", ""]
+
+
+def test_bad_input_to_cram_is_one_sentence(checkpoint, tmp_path, capsys):
+    def sentence(*arguments, text="--random"):
+        start = ["cram", f"--model={checkpoint}", text, f"--output={tmp_path / 'out'}"]
+        return refused(capsys, *start, *arguments)
+
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    assert "required" in refused(capsys, "cram", f"--model={checkpoint}", "--m", 1)
+    assert "--m must be at least 1" in sentence("--m", 1, 0)
+    assert "--strings" in sentence("--m", 1, "--strings=0")
+    assert "positions" in sentence("--m", 20, "--longest=10")
+    assert "too few for 24 strings of 20" in sentence("--m", 1, "--longest=20", text=f"--text={checkpoint}/text.txt")
+    assert "is empty" in sentence("--m", 1, text=f"--text={tmp_path}/empty.txt")
+    assert "UTF-8" in sentence("--m", 1, text=f"--text={tmp_path}/bytes.txt")
+    assert "cannot be read" in sentence("--m", 1, text=f"--text={tmp_path}/missing.txt")
+    assert "no config.json" in refused(capsys, "cram", f"--model={tmp_path}", "--random", "--m", 1,
+                                       f"--output={tmp_path / 'out'}")  # fmt: skip
+    assert "dtype" in sentence("--m", 1, "--dtype=int3")
+    assert "--learning-rate" in sentence("--m", 1, "--longest=3", "--learning-rate=-1")
