@@ -17,6 +17,7 @@ import chapters
 import collect
 import pytest
 from bs4 import BeautifulSoup
+from test_budget import check_page
 
 from prompt_memory import claims
 
@@ -166,6 +167,16 @@ def test_pages_in_a_browser(browser, html, pages, width, mode):
     context.close()
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert errors == []
+
+
+def test_the_calculator_of_the_book_agrees_with_python(browser, html):
+    page = browser.new_page()
+    name = html / "notebooks" / "14_budget.html"
+    check_page(page, name.as_uri())
+    for link in page.locator("#budget-calculator a").all():
+        file, _, place = link.get_attribute("href").partition("#")
+        assert f'id="{place}"' in (name.parent / file).read_text(), link.get_attribute("href")
+    page.close()
 
 
 # --- The build, broken on purpose -------------------------------------------------------------------------------------
