@@ -138,6 +138,36 @@ def test_expected_odds_by_integration(d_k, B):
     assert bounds.expected_leak_odds(11, d_k, B) <= 10 * math.exp(-B + B * B / (2 * d_k)) * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("d_k", [91, 120, 1000])
+def test_shells_in_many_dimensions(d_k):
+    """(2t + 1)^{d_k} overflows there; the sum again, in numbers that do not."""
+    b = bounds.shell_logit_range(d_k, 1.0, 0.5) / 2
+    terms = []
+    for t in range(2, 40):
+        with localcontext() as context:
+            context.prec = 40
+            inside = associative.Decimal(2 * t + 1) ** d_k - 1
+            rate = associative.Decimal(b)
+            terms.append(inside * ((-rate * (t - 1) ** 2).exp() - (-rate * t * t).exp()))
+    assert float(sum(terms)) == pytest.approx(ODDS, rel=1e-9)
+
+
+def test_bounds_that_leave_floating_point_are_infinite_or_right():
+    assert bounds.addressed_facts(10_000, 100.0, 0.5) == math.inf
+    assert bounds.sphere_facts(5000, 100.0, 0.5) == math.inf
+    assert bounds.expected_leak_odds(2, 3, 1e12) == pytest.approx(5e-13)  # (1 − e^{−2B})/(2B) in three dimensions
+    for n, B in ((5, 3e3), (200, 1e5)):  # the attention row has no underflow there, and the gain is not small
+        row = np.exp(-2 * B * np.sin(np.pi * np.arange(n) / n) ** 2)
+        gain = np.fft.fft(row / row.sum()).real.min()
+        assert bounds.circle_gain_log2(n, B) == pytest.approx(math.log2(gain), rel=1e-9, abs=1e-12)
+    with localcontext() as context:  # far below, from the attention in many digits
+        context.prec = 900
+        n, B = 90, 0.25
+        cosines, row = associative.decimal_cosines(n), associative.decimal_attention(n, B)
+        gain = sum(c * w for c, w in zip((cosines[n // 2 * j % n] for j in range(n)), row, strict=True))
+        assert bounds.circle_gain_log2(n, B) == pytest.approx(float(gain.log10()) / math.log10(2), rel=1e-12)
+
+
 def test_expected_odds_where_bessel_functions_underflow():
     assert bounds.expected_leak_odds(2, 2000, 1.0) == pytest.approx(math.exp(-1 + 1 / 4000), rel=1e-6)
     assert bounds.expected_leak_odds(1, 4, 3.0) == 0
@@ -170,6 +200,19 @@ def test_circle_gain_far_below_floating_point():
         (lambda: associative.circle_readings(np.ones((1, 3)), math.inf), "finite"),
         (lambda: associative.ball_keys(3, 0.5), "d_k = 1 and 2"),
         (lambda: associative.growth([2, 4], [1, 1]), "six sizes"),
+        (lambda: bounds.circle_gain_log2(7, 1e12), "at most 1e9"),
+        (lambda: associative.readings(np.full((2, 2), np.nan), np.ones((1, 2)), 1.0), "finite"),
+        (lambda: associative.readings(np.ones((2, 2)), np.ones((1, 2)), 1.0, weights=[1, math.inf]), "finite"),
+        (lambda: associative.circle_readings(np.ones(3), 1.0), "table"),
+        (lambda: associative.head_prompt(np.eye(2), np.ones((1, 3))), "do not fit"),
+        (lambda: associative.poisson_recall(0.0, eps=0.5, samples=9, rng=np.random.default_rng(0)), "kappa"),
+        (lambda: associative.search_addresses(1, 2, 4.0, restarts=1, steps=1, generator=None), "facts"),
+        (
+            lambda: associative.best_load(
+                5, abs, associative.circle_readings, eps=0.5, trials=2, rng=np.random.default_rng(0), most=0
+            ),
+            "most",
+        ),
         (lambda: associative.head_network(2, 0.0), "scale"),
         (lambda: associative.compensated_values(np.zeros((1, 3)), 4.0), "-1 and 1"),
         (lambda: associative.compensated_values(np.ones((1, 64)), 4.0, digits=40), "digits"),

@@ -272,6 +272,8 @@ def test_compression_refuses_what_it_cannot_verify():
             compress.moments(tokens, 2, weights=weights)
     with pytest.raises(ValueError, match="keys and values"):
         compress.head_moments(np.ones((2, 5, 2)), np.ones((2, 4, 1)), 2)
+    with pytest.raises(ValueError, match="keys and values"):  # no head: nothing would be matched
+        compress.head_moments(np.ones((0, 5, 2)), np.ones((0, 5, 1)), 2)
 
 
 def test_a_wrong_elimination_is_noticed(monkeypatch):

@@ -83,12 +83,14 @@ def readings(
     weighted mean over the keys of the largest cosine, as computed.  ValueError for shapes that do not fit, B < 0, NaN.
     """
     keys, values = np.asarray(keys, float), np.asarray(values, float)
-    if keys.ndim != 2 or values.ndim != 2 or values.shape[1] != len(keys):
+    if keys.ndim != 2 or values.ndim != 2 or values.shape[1] != len(keys) or not len(keys):
         raise ValueError(f"keys [M, d_k] and values [T, M] do not fit: {list(keys.shape)}, {list(values.shape)}")
+    if not (np.isfinite(keys).all() and np.isfinite(values).all()):
+        raise ValueError("keys and values must be finite")
     B = _logit_range(logit_range)
     weights = np.ones(len(keys)) if weights is None else np.asarray(weights, float)
-    if weights.shape != (len(keys),) or not (weights > 0).all():
-        raise ValueError("weights must be one number > 0 for each key")
+    if weights.shape != (len(keys),) or not ((weights > 0) & np.isfinite(weights)).all():
+        raise ValueError("weights must be one finite number > 0 for each key")
     result = np.empty_like(values)
     for start in range(0, len(keys), chunk):
         cosines = keys[start : start + chunk] @ keys.T  # [chunk, M]
@@ -114,6 +116,8 @@ def leak_odds(
 def circle_readings(values: Float[np.ndarray, "T M"], logit_range: float) -> Float[np.ndarray, "T M"]:
     """`readings` for evenly spaced keys on the circle, as a convolution: M log M instead of M² steps."""
     values = np.asarray(values, float)
+    if values.ndim != 2 or not values.shape[1]:
+        raise ValueError(f"values must be a table [T, M] with M >= 1, not of shape {list(values.shape)}")
     M, B = values.shape[1], _logit_range(logit_range)
     if not math.isfinite(B):
         raise ValueError("give a finite logit_range: argmax needs the keys, see readings")
@@ -139,7 +143,11 @@ def poisson_recall(kappa: float, *, eps: float, samples: int, rng: np.random.Gen
 
     N independent uniform keys on the circle at B = κN² look, magnified N times around a key, like a Poisson process of
     density 1 with weights e^{−2π²κx²}; labels are fair signs.  Points beyond `reach` are left out.  Monte Carlo.
+    ValueError unless kappa > 0 and samples >= 1.
     """
+    if not kappa > 0:
+        raise ValueError(f"kappa must be > 0, not {kappa!r}")
+    samples = _count("samples", samples)
     counts = rng.poisson(2 * reach, size=samples)
     places = rng.uniform(-reach, reach, size=(samples, counts.max()))
     weights = np.exp(-2 * math.pi**2 * kappa * places**2) * (np.arange(counts.max()) < counts[:, None])
@@ -184,7 +192,7 @@ def best_load(
     numbers would flatter it.  `most` limits M.  ValueError for counts below 1.
     """
     tokens, trials = _count("tokens", tokens), _count("trials", trials)
-    most = min(tokens, most or tokens)
+    most = tokens if most is None else min(tokens, _count("most", most))
 
     def trial(facts: int) -> Float[np.ndarray, " T"]:
         labels = signs((max(2, min(trials, 2**20 // facts)), facts), rng)
@@ -291,8 +299,10 @@ def head_network(
 def head_prompt(
     keys: Float[np.ndarray, "M d_k"], values: Float[np.ndarray, "T M"], *, length: float = 1.0, copies: int = 1
 ) -> Float[torch.Tensor, "T m d"]:
-    """Prompts of `copies` times M tokens (length·k_j, u_j) for `head_network`, float64."""
+    """Prompts of `copies` times M tokens (length·k_j, u_j) for `head_network`, float64; ValueError for bad shapes."""
     values = torch.as_tensor(np.asarray(values, float))
+    if values.ndim != 2 or np.ndim(keys) != 2 or values.shape[1] != len(keys):
+        raise ValueError(f"keys [M, d_k] and values [T, M] do not fit: {list(np.shape(keys))}, {list(values.shape)}")
     keys = (length * torch.as_tensor(np.asarray(keys, float))).expand(len(values), -1, -1)
     return torch.cat([keys, values[..., None]], -1).repeat(1, _count("copies", copies), 1)
 
@@ -313,7 +323,11 @@ def search_addresses(
 
     Keys B·y_j and queries x_i lie in balls of radius B and 1, repeated tokens weigh any w_j > 0, one token a fact; the
     odds are max_i Σ_{j≠i} w_j e^{B⟨x_i, y_j⟩} / (w_i e^{B⟨x_i, y_i⟩}).  Found, not least: an optimiser's answer.
+    ValueError for counts below 1 (2 for `facts`).
     """
+    _count("facts - 1", facts - 1)
+    for name, value in (("d_k", d_k), ("restarts", restarts), ("steps", steps)):
+        _count(name, value)
     shape = (restarts, facts, d_k)
     start = torch.randn(shape, generator=generator, dtype=torch.float64)
     jitter = torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -1400,12 +1400,14 @@ def pairwise_gap(eps: float) -> float:
 def addressed_facts(d_k: int, B: float, eps: float) -> float:
     """(1 + √(2B/Δ))^{d_k}: how many facts one head with keys of d_k coordinates can address, whatever the context.
 
-    Softmax logits lie in [−B, B], keys do not depend on labels, values lie in [−1, 1] and move with their own label
-    only; all 2^M labelings of the M facts are recalled with margin 2ε; Δ = `pairwise_gap`(ε).  Any number of tokens,
-    of any multiplicity (Proposition 9a, part 1).  ValueError unless d_k >= 1, B >= 0 is finite and 0 < ε < 1.
+    B is the product of the largest lengths of queries and keys, so that softmax logits lie in [−B, B]; keys do not
+    depend on labels, values lie in [−1, 1] and move with their own label only; all 2^M labelings of the M facts are
+    recalled with margin 2ε; Δ = `pairwise_gap`(ε).  Any number of tokens, of any multiplicity (Proposition 9a, part 1);
+    inf above e^700.  ValueError unless d_k >= 1, B >= 0 is finite and 0 < ε < 1.
     """
     (d_k,) = _positive_integers(d_k=d_k)
-    return (1 + math.sqrt(2 * _range(B) / pairwise_gap(eps))) ** d_k
+    base = 1 + math.sqrt(2 * _range(B) / pairwise_gap(eps))
+    return base**d_k if d_k * math.log(base) < 700 else math.inf
 
 
 def addressing_logit_range(d_k: int, facts: int, eps: float) -> float:
@@ -1430,7 +1432,8 @@ def sphere_facts(d_k: int, B: float, eps: float) -> float:
         return 1.0
     if d_k == 1:
         return 2.0
-    return 2 / float(special.betainc((d_k - 1) / 2, 0.5, gap / (2 * B)))
+    share = float(special.betainc((d_k - 1) / 2, 0.5, gap / (2 * B)))
+    return 2 / share if share > 1e-300 else math.inf
 
 
 def circle_facts(B: float, eps: float) -> int:
@@ -1467,10 +1470,11 @@ def shell_logit_range(d_k: int, separation: float, eps: float) -> float:
     if not 0 < separation <= 2:
         raise ValueError(f"separation is a distance of unit vectors, above 0 and at most 2, not {separation!r}")
     odds, t = math.exp(-pairwise_gap(eps)), np.arange(2, 200 + 10 * d_k, dtype=float)
-    inside = np.exp(d_k * np.log(2 * t + 1)) - 1
+    inside = d_k * np.log(2 * t + 1) + np.log1p(-((2 * t + 1) ** -float(d_k)))  # logarithms: the powers overflow
 
     def leaked(b: float) -> float:
-        return float((inside * (np.exp(-b * (t - 1) ** 2) - np.exp(-b * t**2))).sum())
+        with np.errstate(over="ignore"):  # inf is far above the odds
+            return float((np.exp(inside - b * (t - 1) ** 2) * -np.expm1(-b * (2 * t - 1))).sum())
 
     low, high = 0.0, 0.1
     while leaked(high) > odds:
@@ -1495,6 +1499,8 @@ def expected_leak_odds(n: int, d_k: int, B: float) -> float:
         return float(n - 1)
     # ₀F₁(; ν+1; B²/4) = Γ(ν+1) (2/B)^ν I_ν(B), with the exponential factor taken out
     scaled = float(special.ive(order, B))
+    if not math.isfinite(scaled):  # scipy gives NaN for B of 10^10 or so; there this is exact to rounding
+        scaled = 1 / math.sqrt(2 * math.pi) / math.sqrt(B)
     if scaled > 0:
         return (n - 1) * math.exp(math.lgamma(order + 1) + order * math.log(2 / B) + math.log(scaled))
     return (n - 1) * math.exp(-B) * float(special.hyp0f1(order + 1, B * B / 4))
@@ -1505,26 +1511,29 @@ def circle_gain_log2(n: int, B: float) -> float:
 
     The matrix is a circulant with eigenvalues Σ_{k∈Z} I_{l+kn}(B) / Σ_{k∈Z} I_{kn}(B), l = 0 … n − 1, all positive;
     the least has l = ⌊n/2⌋ and is about 2 (eB/n)^{n/2} for even n.  Values that make every label readable shrink
-    the margin by about this factor (Proposition 9f).  ValueError unless n >= 1 and B > 0 is finite.
+    the margin by about this factor (Proposition 9f).  ValueError unless n >= 1 and 0 < B <= 10^9.
     """
     (n,) = _positive_integers(n=n)
-    if not _range(B) > 0:
-        raise ValueError(f"B must be > 0, not {B!r}")
+    if not 0 < _range(B) <= 1e9:
+        raise ValueError(f"B must be > 0 and at most 1e9, not {B!r}")
 
     def log_sum(first: int) -> float:
-        reach = math.ceil((10 * B + 200) / n) + 1
+        reach = math.ceil((60 * math.sqrt(B) + 200) / n) + 1  # I_j(B)/I_0(B) is about e^{−j²/2B} or less
         order = np.abs(first + n * np.arange(-reach, reach + 1)).astype(float)
-        order = order[order <= order.min() + 10 * B + 200]
-        log_bessel = order * math.log(B / 2) - special.gammaln(order + 1) + _log_hyp0f1(order + 1, B * B / 4)
+        scaled = special.ive(order, B)  # e^{−B} I
+        if scaled.max() > 1e-250:
+            return B + math.log(scaled.sum())
+        order = order[order <= 2 * order.min() + 1]  # log I_j is concave in j: others are below 1e−500
+        log_bessel = order * math.log(B / 2) - special.gammaln(order + 1) + _log_hyp0f1(order + 1, 2 * math.log(B / 2))
         return float(special.logsumexp(log_bessel))
 
     return (log_sum(n // 2) - log_sum(0)) / math.log(2)
 
 
-def _log_hyp0f1(c: Float[np.ndarray, " k"], x: float) -> Float[np.ndarray, " k"]:
-    """ln ₀F₁(; c; x) for c >= 1 and x > 0, by its series of positive terms."""
-    j = np.arange(0, 60 + math.ceil(6 * math.sqrt(x) + x / 10))[:, None]
-    terms = j * math.log(x) - special.gammaln(j + 1) - special.gammaln(c + j) + special.gammaln(c)
+def _log_hyp0f1(c: Float[np.ndarray, " k"], log_x: float) -> Float[np.ndarray, " k"]:
+    """ln ₀F₁(; c; x) for c >= 1 and x > 0, given by its logarithm, by the series of positive terms."""
+    j = np.arange(0, 60 + math.ceil(6 * math.exp(log_x / 2)))[:, None]  # beyond √x terms fall faster than (√x/j)^2j
+    terms = j * log_x - special.gammaln(j + 1) - special.gammaln(c + j) + special.gammaln(c)
     return special.logsumexp(terms, axis=0)
 
 
@@ -1645,7 +1654,8 @@ def shared_token_bits(n: int, q: int, heads: int) -> float:
     """log2 of the most labelings of n sequences, read at one shared token by H heads, that prompts reach, in bits.
 
     min(n log2 q, H q log2(2e n (q−1))) by Warren's theorem, for n(q−1) >= 2H, else n log2 q; log2 C(n+q−1, q−1) for
-    one head (Theorem 13, part 4).  Prompts of every length, no token-wise network.  ValueError unless n, heads >= 1, q >= 2.
+    one head (Theorem 13, part 4).  Prompts of every length, no token-wise network.
+    ValueError unless n, heads >= 1, q >= 2.
     """
     n, heads = _positive_integers(n=n, heads=heads)
     everything = n * math.log2(_classes(q))
@@ -1664,7 +1674,7 @@ def two_sequence_floor(
     One head, no token-wise network, no norm before the logits.  `masses` Z_i is the sum of exponentials over the
     sequence's own tokens, `logits` F_i are those without a prompt, both [2]; the infimum is the least value of
     ‖Z(y_1 − y_2) − D‖²/Σ_i (Z + Z_i)², D = Z_1(F_1 − y_1) − Z_2(F_2 − y_2), over the prompt's mass Z in [0, ∞]
-    (Theorem 13, part 2; all three may be scaled alike).  Attained if 0 < Z < ∞ and one token can have any mass and value.
+    (Theorem 13, part 2).  Attained if 0 < Z < ∞ and one token can have any mass and value.
     ValueError if shapes disagree, for masses that are not > 0 or numbers that are not finite.
     """
     masses, logits, targets = (np.asarray(part, dtype=float) for part in (masses, logits, targets))

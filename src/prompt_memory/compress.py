@@ -447,12 +447,12 @@ def head_moments(
 
     u are keys and v values as attention uses them, that is, with rotary positions the *turned* keys.  At most
     `bounds.head_moment_count(degree, d_k, d_v, H)` indices are returned, ascending, with weights >= 0 that sum to 1.
-    Everything else is as in `moments` (Theorem 6, second form); values are measured in units of the largest one.
+    Everything else is as in `moments` (Theorem 6, part 3, first form); values are measured in units of the largest one.
     """
     keys, values = np.asarray(keys, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if keys.ndim == values.ndim == 2:
         keys, values = keys[None], values[None]
-    if keys.ndim != 3 or values.ndim != 3 or keys.shape[:2] != values.shape[:2]:
+    if keys.ndim != 3 or values.ndim != 3 or keys.shape[:2] != values.shape[:2] or not len(keys):
         raise ValueError(f"keys and values must be [H, m, d_k] and [H, m, d_v], not {keys.shape} and {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError("values must be finite")

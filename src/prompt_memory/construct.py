@@ -6,16 +6,21 @@ coordinate and a threshold; attention fetches the value and the token-wise netwo
 Shapes at the end of a line: `R` prompts, `m` prompt tokens, `M` codewords, `n` queries, `w` value coordinates.
 """
 
+import copy
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import optimize
 from torch import Tensor
 
-from prompt_memory.transformer import Transformer, TransformerConfig
+from prompt_memory.measure import logit_margins
+from prompt_memory.transformer import Prefix, Transformer, TransformerConfig
 
 # --- keys ----------------------------------------------------------------------------------------------------------
 
@@ -319,3 +324,271 @@ def labelings(
         feasible = [best_margin(weights[:n], thresholds[:n], row) > margin + 1e-9 for row in longer]
         kept = longer[np.array(feasible, dtype=bool)]
     return kept
+
+
+# --- data that no prompt memorises ---------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """What the tokens of n sequences see in one layer, split into their own tokens and the prompt."""
+
+    pattern: Float[Tensor, "n H T T"]  # attention among own tokens, each row adding up to one
+    log_mass: Float[Tensor, "n H T"]  # ln of the sum of exponentials over own tokens
+    prompt_log_mass: Float[Tensor, "n H T"]  # the same over the prompt, −inf without one
+    share: Float[Tensor, "n H T"]  # α, the attention that the prompt gets
+    bias: Float[Tensor, "n H T d_v"]  # b, the prompt's values under the attention inside the prompt
+    heads: Float[Tensor, "n H T d_v"]  # (1 − α) pattern · values + α b
+
+
+def own_and_prompt(
+    model: Transformer, tokens: Float[Tensor, "n T d"], prompt: Float[Tensor, "m d"] | Prefix | None = None
+) -> tuple[list[Seen], Float[Tensor, "n T q"]]:
+    """Every layer's `Seen`, and the logits of all tokens built from them: the same as those of `forward`.
+
+    The softmax over a sequence's own tokens and that over the prompt are taken apart and never together.  Without a
+    prompt every share is 0.  ValueError for learned positions or context scaling, where a prompt changes what its
+    sequence is without it; for several layers the network must be causal.
+    """
+    c = model.config
+    if c.positions == "learned" or c.context_scaling != "none":
+        raise ValueError("learned positions and context scaling change a sequence when a prompt comes before it")
+    if c.depth > 1 and not c.causal:
+        raise ValueError("with several layers the network must be causal: the prompt must not see the sequence")
+    if isinstance(prompt, Tensor):
+        p = prompt[None]
+    m = 0 if prompt is None else prompt.keys.shape[-2] if isinstance(prompt, Prefix) else len(prompt)
+    scale = c.inverse_temperature / math.sqrt(c.d_k)
+    x, layers = tokens, []
+    T = x.shape[1]
+    hidden = torch.ones(T, T, dtype=torch.bool).triu(1) if c.causal else torch.zeros(T, T, dtype=torch.bool)
+    for number, block in enumerate(model.blocks):
+        h = block.norm1(x)
+        q, k = (model._turn(block.split(h, weight), m) for weight in (block.query, block.key))
+        v = block.split(h, block.value)
+        scores = (scale * q @ k.mT).masked_fill(hidden, -torch.inf)
+        pattern, log_mass = scores.softmax(-1), scores.logsumexp(-1)
+        own = pattern @ v
+        if prompt is None:
+            prompt_log_mass, bias = torch.full_like(log_mass, -torch.inf), torch.zeros_like(own)
+        else:
+            if isinstance(prompt, Prefix):
+                k_p, v_p = prompt.keys[:, number], prompt.values[:, number]
+            else:
+                g = block.norm1(p)
+                k_p, v_p = model._turn(block.split(g, block.key), 0), block.split(g, block.value)
+                if number < c.depth - 1:  # the prompt's own states in the next layer
+                    alone = torch.ones(m, m, dtype=torch.bool).triu(1)
+                    s = scale * model._turn(block.split(g, block.query), 0) @ k_p.mT
+                    mixed = s.masked_fill(alone, -torch.inf).softmax(-1) @ v_p
+                    p = block.token_wise(p + mixed.transpose(-2, -3).flatten(-2) @ block.output)
+            scores = scale * q @ k_p.mT  # [n, H, T, m]
+            prompt_log_mass, bias = scores.logsumexp(-1), scores.softmax(-1) @ v_p
+        share = torch.sigmoid(prompt_log_mass - log_mass)
+        heads = (1 - share[..., None]) * own + share[..., None] * bias
+        x = block.token_wise(x + heads.transpose(-2, -3).flatten(-2) @ block.output)
+        layers.append(Seen(pattern, log_mass, prompt_log_mass, share, bias, heads))
+    return layers, model.norm(x) @ model.unembedding
+
+
+def joint_attention(
+    model: Transformer, tokens: Float[Tensor, "n T d"], prompt: Float[Tensor, "m d"]
+) -> Float[Tensor, "n H T m+T"]:
+    """The attention of the first layer to prompt and own tokens, out of the network's own joint softmax.
+
+    The layer's `attend` is run with unit vectors in place of values and no output map.
+    """
+    c, m, T = model.config, len(prompt), tokens.shape[1]
+    block = copy.deepcopy(model.blocks[0])
+    h, g = block.norm1(tokens)[None], block.norm1(prompt)[None, None]
+    q, k = (model._turn(block.split(h, weight), m) for weight in (block.query, block.key))
+    k_p = model._turn(block.split(g, block.key), 0)
+    units = torch.eye(m + T, dtype=tokens.dtype).expand(1, 1, c.heads, -1, -1)
+    block.output = torch.nn.Parameter(torch.eye(c.heads * (m + T), dtype=tokens.dtype), requires_grad=False)
+    past = torch.ones(T, T, dtype=torch.bool).tril() if c.causal else None
+    mixed = block.attend(q, [k_p, k], [units[..., :m, :], units[..., m:, :]], [None, past])
+    return mixed[0].unflatten(-1, (c.heads, m + T)).transpose(-2, -3)
+
+
+def shared_token_data(
+    model: Transformer, n: int, *, generator: torch.Generator
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, " d"]]:
+    """n tokens and a read token: sequences (x_i, x_0) in which x_0 gives all x_i the same attention, in every head.
+
+    x_i = c + e_i with orthonormal e_i orthogonal to what the heads compare with in the first layer (and, where there is
+    a norm, to c and to the vector of ones, so that all x_i have the same norm).  Without a norm c is such that x_0
+    gives x_i and itself one half each.  ValueError if d leaves no room.
+    """
+    c = model.config
+    dtype = model.unembedding.dtype
+    if c.positions == "learned":
+        raise ValueError("learned positions move with the prompt's length: use none or rotary")
+    read, centre = torch.randn(2, c.d, generator=generator, dtype=torch.float64).to(dtype)
+    block = model.blocks[0]
+    q = model._turn(block.split(block.norm1(read)[None], block.query), 1)[:, 0]  # [H, d_k], one position after x_i
+    gain = torch.ones(c.d, dtype=dtype) if c.norm == "none" else block.norm1.gain
+    compared = [gain * (block.key.unflatten(1, (c.heads, c.d_k))[:, h] @ q[h]) for h in range(c.heads)]
+    if c.norm == "none":
+        forms = torch.stack(compared)  # the logit of x_i minus that of x_0 itself, which rotary positions leave alone
+        at_home = block.split(block.norm1(read)[None], block.query)[:, 0], block.split(read[None], block.key)[:, 0]
+        centre = centre + torch.linalg.pinv(forms) @ ((at_home[0] * at_home[1]).sum(-1) - forms @ centre)
+    else:
+        compared += [centre, torch.ones(c.d, dtype=dtype)]
+    free = torch.linalg.svd(torch.stack(compared)).Vh[len(compared) :]  # an orthonormal basis of the complement
+    if not 1 <= n <= len(free):
+        raise ValueError(f"d = {c.d} leaves {len(free)} directions that no head compares, not n = {n}")
+    turn = torch.linalg.qr(torch.randn(len(free), len(free), generator=generator, dtype=torch.float64)).Q.to(dtype)
+    return centre + (turn @ free)[:n], read
+
+
+def value_swap(
+    model: Transformer, contents: Float[Tensor, "n d"], read: Float[Tensor, " d"], order: list[int]
+) -> tuple[Float[Tensor, "d r"], Float[Tensor, "r H*d_v"]]:
+    """Factors A, B: with value + A B the first layer gives token x_i the value of x_order[i], in every head.
+
+    The rank r is n minus the number of cycles of `order`; the value of the read token does not change.
+    ValueError unless `order` is a permutation, or if the (normed) tokens are dependent.
+    """
+    n, block = len(contents), model.blocks[0]
+    if sorted(order) != list(range(n)):
+        raise ValueError(f"order must be a permutation of 0 … {n - 1}, not {order}")
+    tokens = block.norm1(torch.cat([contents, read[None]]))
+    if torch.linalg.matrix_rank(tokens) < n + 1:
+        raise ValueError("the tokens are linearly dependent: no matrix gives them arbitrary values")
+    eye = torch.eye(n, dtype=tokens.dtype)
+    U, S, Vh = torch.linalg.svd(eye[order] - eye)
+    r = int((S > 1e-9).sum())
+    wanted = torch.cat([U[:, :r] * S[:r], tokens.new_zeros(1, r)])  # nothing for the read token
+    return torch.linalg.pinv(tokens) @ wanted, Vh[:r] @ tokens[:n] @ block.value
+
+
+def without_prompt(model: Transformer, contents: Float[Tensor, "n d"], read: Float[Tensor, " d"]):
+    """(logits [n, q], masses [n, H], values [n, H, q]) of the sequences (x_i, x_0) at x_0 in one layer.
+
+    `values` is what each head adds to the logits, without token-wise network and final norm.
+    """
+    layers, logits = own_and_prompt(model, torch.stack([contents, read.expand_as(contents)], 1))
+    c, seen = model.config, layers[0]
+    out = (model.blocks[0].output @ model.unembedding).unflatten(0, (c.heads, c.d_v))  # [H, d_v, q]
+    return logits[:, -1], seen.log_mass[..., -1].exp(), torch.einsum("nhv,hvq->nhq", seen.heads[..., -1, :], out)
+
+
+def prompt_token(
+    model: Transformer, read: Float[Tensor, " d"], log_mass: Float[Tensor, " H"], value: Float[Tensor, "H d_v"]
+) -> Float[Tensor, "1 d"]:
+    """The shortest prompt of one token with these softmax logits and these values in every head, as x_0 sees it.
+
+    ValueError if there is a norm or there are positions, or if the H(1 + d_v) conditions are dependent.
+    """
+    c, block = model.config, model.blocks[0]
+    if c.norm != "none" or c.positions != "none":
+        raise ValueError("one token is written down for networks without norms and positions only")
+    q = (read @ block.query).unflatten(0, (c.heads, c.d_k)) * (c.inverse_temperature / math.sqrt(c.d_k))
+    keys = torch.einsum("dhk,hk->hd", block.key.unflatten(1, (c.heads, c.d_k)), q)
+    conditions = torch.cat([keys, block.value.T])  # [H(1 + d_v), d]
+    if torch.linalg.matrix_rank(conditions) < len(conditions):
+        raise ValueError(f"{len(conditions)} conditions on a token of width {c.d} are dependent: give H(1 + d_v) <= d")
+    return (torch.linalg.pinv(conditions) @ torch.cat([log_mass, value.flatten()]))[None]
+
+
+def damped_least_squares(
+    outputs: Callable[[Float[Tensor, " D"]], Float[Tensor, " N"]],
+    targets: Float[Tensor, " N"],
+    start: Float[Tensor, "R D"],
+    *,
+    steps: int = 200,
+    patience: int = 25,
+    solved: float = 1e-28,
+) -> tuple[Float[Tensor, "R D"], Float[Tensor, " R"]]:
+    """Minimise ‖outputs − targets‖² from R starts by Levenberg–Marquardt, solved in the N outputs, not the D numbers.
+
+    The step −Jᵀ(JJᵀ + λI)⁻¹r is that of `tune.levenberg_marquardt`, and so are damping and patience; N is small here
+    and D is not: long prompts, low-rank updates.  Returns the points found and their errors.
+    """
+    point = start.clone()
+    many, slopes = torch.func.vmap(outputs), torch.func.vmap(torch.func.jacrev(outputs))
+    error = (many(point) - targets).square().sum(1)
+    damping, since = torch.full_like(error, 1e-2), torch.zeros(len(start), dtype=torch.long)
+    landmark, identity = error.clone(), torch.eye(len(targets), dtype=start.dtype)
+    active = torch.arange(len(start))
+    for _ in range(steps):
+        active = active[(error[active] > solved) & (since[active] < patience)]
+        if not len(active):
+            break
+        p = point[active]
+        residual, J = many(p) - targets, slopes(p)
+        normal = J @ J.mT + damping[active, None, None] * identity
+        trial = p - (J.mT @ torch.linalg.solve(normal, residual[..., None]))[..., 0]
+        reached = (many(trial) - targets).square().sum(1)
+        better = reached < error[active]
+        point[active[better]], error[active[better]] = trial[better], reached[better]
+        damping[active] = torch.where(better, (damping[active] / 3).clamp(min=1e-15), damping[active] * 4)
+        progress = error[active] < 0.999 * landmark[active]
+        landmark[active[progress]] = error[active[progress]]
+        since[active] = torch.where(progress, 0, since[active] + 1)
+    return point, error
+
+
+def price_labelings(scores: Float[np.ndarray, "n q"]) -> tuple[Int[np.ndarray, "N n"], Float[np.ndarray, "N q"]]:
+    """All labelings argmax_k(κ_k + b_ik) of n rows b, each with prices κ that give it: one for every count vector.
+
+    For given class counts the labeling is the best assignment, and prices with the largest margin come from a linear
+    program.  ValueError if an assignment is not unique (ties among the scores).
+    """
+    n, q = scores.shape
+    spread = float(np.ptp(scores)) + 1
+    labels, prices = [], []
+    for bars in itertools.combinations(range(n + q - 1), q - 1):
+        counts = np.diff([-1, *bars, n + q - 1]) - 1
+        classes = np.repeat(np.arange(q), counts)
+        row, column = optimize.linear_sum_assignment(scores[:, classes], maximize=True)
+        y = classes[column[np.argsort(row)]]
+        # the largest z <= 1 with κ_y + b_y >= κ_k + b_k + z for all rows and other classes
+        pairs = [(i, k) for i in range(n) for k in range(q) if k != y[i]]
+        left, right = np.zeros((len(pairs), q + 1)), np.zeros(len(pairs))
+        for line, (i, k) in enumerate(pairs):
+            left[line, k], left[line, y[i]], left[line, q] = 1, -1, 1
+            right[line] = scores[i, y[i]] - scores[i, k]
+        solved = optimize.linprog(
+            np.r_[np.zeros(q), -1], left, right, bounds=[(-q * spread, q * spread)] * q + [(None, 1)]
+        )
+        if solved.x[-1] <= 1e-9:
+            raise ValueError(f"the best assignment with the counts {counts.tolist()} is not unique")
+        labels.append(y)
+        prices.append(solved.x[:q])
+    return np.array(labels), np.array(prices)
+
+
+def tune_labels(
+    model: Transformer,
+    queries: Float[Tensor, "n T d"],
+    labels: Int[Tensor, "R n"],
+    start: Float[Tensor, "R m d"],
+    *,
+    steps: int,
+    learning_rate: float = 0.1,
+    read: Int[Tensor, " n"] | None = None,
+) -> tuple[Float[Tensor, "R m d"], Bool[Tensor, " R"]]:
+    """Tune real prompts for labels by Adam, one run a row: the prompts, and whether these memorise all labels.
+
+    The loss of a run is Σ_i relu(δ − margin_i) over its labels, with δ = 0.1 and then 0.01 for the second half; a run
+    that has all labels leaves.  `read` reads these positions of one sequence instead of the last token of n sequences.
+    """
+    result, success = start.detach().clone(), torch.zeros(len(start), dtype=torch.bool)
+    active, prompts = torch.arange(len(start)), start.detach().clone()
+    first, second = torch.zeros_like(prompts), torch.zeros_like(prompts)
+    for step in range(steps + 1):  # the last pass scores the last step
+        prompts.requires_grad_()
+        logits = model(prompts, queries) if read is None else model(prompts, queries, read="all")[:, 0, read]
+        margins = logit_margins(logits, labels[active])
+        (slope,) = torch.autograd.grad(torch.relu((0.1 if 2 * step < steps else 0.01) - margins).sum(), prompts)
+        prompts = prompts.detach()
+        done = (margins.detach() > 0).all(1)
+        result[active], success[active] = prompts, done
+        going = ~done
+        if step == steps or not going.any():
+            break
+        active, prompts, slope = active[going], prompts[going], slope[going]
+        first, second = 0.9 * first[going] + 0.1 * slope, 0.99 * second[going] + 0.01 * slope.square()
+        scaled = (first / (1 - 0.9 ** (step + 1))) / ((second / (1 - 0.99 ** (step + 1))).sqrt() + 1e-9)
+        prompts = prompts - learning_rate * (1 + math.cos(math.pi * step / steps)) / 2 * scaled
+    return result, success
