@@ -128,6 +128,25 @@ def test_two_sequence_floor_is_the_minimum_over_mass_and_value():
     assert kinds == {"0", "inf", "inside"}
 
 
+def test_a_swap_costs_half_the_squared_distance_whatever_the_masses():
+    rng = np.random.default_rng(4)
+    for masses in (*rng.uniform(0.01, 5, (20, 2)), [1e-3, 1e3]):
+        logits = rng.normal(size=(2, 3))
+        error, mass = bounds.two_sequence_floor(masses, logits, logits[::-1])
+        assert error == pytest.approx(((logits[0] - logits[1]) ** 2).sum() / 2, rel=1e-12)
+        assert mass == math.inf
+    # in a network whose texts weigh differently: search stops there
+    model, generator = network(10, **ONE)
+    contents, read = normal(generator, 2, 9), 0.5 * normal(generator, 9)
+    logits, masses, _ = construct.without_prompt(model, contents, read)
+    assert masses.max() > 1.2 * masses.min()
+    queries, y = texts_of(contents, read), logits.flip(0)
+    outputs = lambda flat: model(flat.reshape(1, 3, 9), queries)[0].flatten()  # noqa: E731
+    errors = construct.damped_least_squares(outputs, y.flatten(), normal(generator, 4, 27), steps=60)[1]
+    floor = (logits[0] - logits[1]).square().sum() / 2
+    assert floor * (1 - 1e-12) <= errors.min() < 1.01 * floor
+
+
 def test_equal_mass_floor_is_the_minimum_over_a_grid_and_closed_forms():
     rng = np.random.default_rng(1)
     values, targets = rng.normal(size=(3, 2, 4)), rng.normal(size=(3, 4))
