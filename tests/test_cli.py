@@ -94,9 +94,41 @@ def test_the_vocabulary_can_be_smaller_than_the_configuration(capsys, config):
     ["budget", "--model", "Pythia-160M", "--prompt-length", "2", "--precision", "bf17"],
     ["budget", "--model", "Pythia-160M", "--prompt-length", "2", "--margin", "0.1"],
     ["budget", "--model", "Pythia-160M", "--prompt-length", "2", "--radius", "nan"],
+    ["budget", "--model", "Pythia-160M", "--prompt-length", "1" + 400 * "0"],
+    ["budget", "--model", "Pythia-160M", "--prompt-length", "2", "--length", "1" + 400 * "0"],
 ])  # fmt: skip
 def test_bad_input_to_the_budget_is_one_sentence(capsys, arguments):
     refused(capsys, *arguments)
+
+
+def test_numbers_beyond_a_float_are_shown(capsys):
+    assert cli.main(["budget", "--model", "Pythia-160M", "--prompt-length", "2", "--degree", "100000000000"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "all its moments" in line]
+    # C(64 + k, k) (1 + 64) in each of 12 heads, k = 10^11: 64 * 11 - log10(64!) + log10(12 * 65) = 704 - 89.1 + 2.9
+    assert "about 10^618 weighted positions (vacuous)" in line
+
+
+def test_a_margin_restricts_what_strings_and_recall_are_about(capsys):
+    arguments = ["budget", "--model", "Pythia-160M", "--prompt-length", "2", "--radius", "1"]
+    assert cli.main(arguments) == 0
+    assert "counted with it\n" in capsys.readouterr().out
+    assert cli.main([*arguments, "--lipschitz", "1", "--margin", "1"]) == 0
+    assert "answers with that margin\n" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_reader_that_leaves_and_a_full_disk():
+    line = [sys.executable, "-m", "prompt_memory.cli", "budget", "--model", "Pythia-160M", "--prompt-length", "2"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(writer)
+    assert (gone.returncode, gone.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        full = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert full.returncode == 1
+    assert len(full.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("which", ["budget", "cram", "compress"])
@@ -172,6 +204,10 @@ def test_bad_input_to_compress_is_one_sentence(prompt, tmp_path, capsys):
     assert "not an array" in sentence(f"--tokens={tmp_path}/broken.npy", "--degree=1")
     assert "damaged" in sentence(f"--tokens={tmp_path}/broken.safetensors", "--degree=1")
     assert "real numbers" in sentence(f"--tokens={tmp_path}/words.npy", "--degree=1")
+    np.savez(tmp_path / "archive.npz", a=np.ones((2, 2)))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    assert "archive of several" in sentence(f"--tokens={tmp_path}/archive.npy", "--degree=1")
+    assert "without a name" in sentence(tokens + ":p", "--degree=1")
     assert "not an array" in sentence(f"--tokens={tmp_path}/objects.npy", "--degree=1")
     assert "finite" in sentence(f"--tokens={tmp_path}/nan.npy", "--degree=1")
     assert "FILE:NAME" in sentence(f"--tokens={tmp_path}/two.safetensors", "--degree=1")
@@ -300,6 +336,18 @@ def test_random_strings_need_no_tokenizer(checkpoint, tmp_path):
     assert [row["first_token"] for row in rows(tmp_path / "out" / "cram.csv")] == ["", ""]
 
 
+@pytest.mark.parametrize("found, ended", [([0, 0, 0], 0), ([4, 4, 4], 3)])
+def test_n50_stays_between_nothing_and_the_end_of_the_strings(tmp_path, found, ended):
+    from prompt_memory import measure
+
+    report = cli._Report(tmp_path, [""] * 3, 4, 8, 27, 32, 0)
+    report.finish({1: found}, measure.n50, "a model")
+    (row,) = rows(tmp_path / "summary.csv")
+    assert int(row["ended"]) == ended
+    assert all(0 <= float(row[name]) <= 4 for name in ("n50", "low", "high"))
+    assert (float(row["n50"]) > 3.9) == (ended == 3)
+
+
 def test_bad_input_to_cram_is_one_sentence(checkpoint, tmp_path, capsys):
     def sentence(*arguments, text="--random"):
         start = ["cram", f"--model={checkpoint}", text, f"--output={tmp_path / 'out'}"]
@@ -310,6 +358,8 @@ def test_bad_input_to_cram_is_one_sentence(checkpoint, tmp_path, capsys):
     assert "required" in refused(capsys, "cram", f"--model={checkpoint}", "--m", 1)
     assert "--m must be at least 1" in sentence("--m", 1, 0)
     assert "--strings" in sentence("--m", 1, "--strings=0")
+    assert "--seed" in sentence("--m", 1, "--seed=-1")  # before anything is computed, not at the end
+    assert not (tmp_path / "out").exists()
     assert "positions" in sentence("--m", 20, "--longest=10")
     assert "too few for 24 strings of 20" in sentence("--m", 1, "--longest=20", text=f"--text={checkpoint}/text.txt")
     assert "is empty" in sentence("--m", 1, text=f"--text={tmp_path}/empty.txt")

@@ -146,7 +146,10 @@ def read(config: Mapping, name: str = "model") -> Architecture:
         raise ValueError(f"{name}: an encoder with a decoder is not covered; give a model with one stack of layers")
     if config.get("kv_lora_rank") is not None:
         raise ValueError(f"{name}: keys and values that are stored compressed (kv_lora_rank) are not covered")
-    kinds = {str(kind) for kind in config.get("layer_types") or ()} - {"attention"}
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list | tuple):
+        raise ValueError(f"{name}: layer_types must be a list of names, not {kinds!r}")
+    kinds = {str(kind) for kind in kinds} - {"attention"}
     odd = sorted(kind for kind in kinds if not kind.endswith("_attention") or kind == "linear_attention")
     odd += [field for field in config if field.startswith(_NOT_SOFTMAX) and config[field] is not None]
     if odd:
@@ -480,6 +483,7 @@ def table(result: Budget) -> str:
     assumed = f", given {', '.join(least.needs)}" if least.needs else ""
     facts = [f"{key} {show(value)}" for key, value in result.given.items() if value is not None]
     best = f"{least.title}, {show(least.bits)} bits = {show(least.tokens)} tokens{assumed}"
+    margin = ", so they are about answers with that margin" if result.smallest == "entropy" else ""
     return "\n".join([
         result.architecture.describe(),
         f"prompt of {m:,} vectors, {result.precision} ({form.bits} bits a number); {', '.join(facts)}",
@@ -487,6 +491,7 @@ def table(result: Budget) -> str:
         *lines,
         "",
         f"smallest bound on a soft prompt: {best}",
+        f"length, strings and recall are counted with it{margin}",
         "not in a configuration: " + "; ".join(NOT_DETERMINED),
     ])  # fmt: skip
 
@@ -495,6 +500,8 @@ def show(value: float | int | None) -> str:
     """A number for people: whole numbers up to a trillion in full, others in five digits."""
     if value is None:
         return ""
+    if isinstance(value, int) and value.bit_length() > 1000:  # more than a float can hold
+        return f"about 10^{math.log10(value):.0f}"
     if float(value).is_integer() and abs(value) < 1e12:
         return f"{int(value):,}"
     return f"{value:,.1f}" if 1000 <= abs(value) < 1e12 else f"{value:.5g}"

@@ -8,6 +8,7 @@ import argparse
 import base64
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
@@ -40,7 +41,7 @@ examples:
       these queries are served exactly (Theorem 5); softmax logits are <A x, z>, A = K'Q/sqrt(d_k)
   prompt-memory compress --tokens adapter_model.safetensors:prompt_embeddings --degree 1
 
-What comes out: `indices` of the tokens that are kept, and their `weights`.
+What comes out: `indices` of the tokens that are kept, their `weights`, and with --own the query's weight `own`.
 """
 
 
@@ -123,12 +124,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     name = f"prompt-memory {options.command}"
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()  # here, where a failure has an answer
+        return status
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OverflowError as error:
+        print(f"{name}: a number is too large ({_sentence(error)})", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"{name}: {_sentence(error)}", file=sys.stderr)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # no fault of the input
+            _drop_output()
+            return 1
         return 2
     except KeyboardInterrupt:
         print(f"{name}: stopped; what was finished is saved", file=sys.stderr)
@@ -136,6 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         print(f"{name}: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+def _drop_output() -> None:
+    """What is left in the buffer of stdout goes nowhere, or Python would fail once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(error: BaseException) -> str:
@@ -181,6 +196,9 @@ def _cram(options) -> int:
             raise ValueError(f"--{name.replace('_', '-')} must be a finite number >= 0, not {value}")
     if min(options.m) < 1:
         raise ValueError(f"--m must be at least 1, not {min(options.m)}")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed must lie between 0 and 2^32 - 1, not {options.seed}")
+    options.m = list(dict.fromkeys(options.m))
     text = None if options.text is None else _text(options.text)
     options.output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -216,7 +234,7 @@ def _cram(options) -> int:
     report = _Report(options.output, places, options.longest, model.config.d, q, bits, options.seed)
     try:
         with _progress(len(options.m) * len(strings), options.quiet) as bar:
-            for m in dict.fromkeys(options.m):
+            for m in options.m:
                 found = lengths[m] = []
                 for first in range(0, len(strings), options.chunk):
                     part = strings[first : first + options.chunk]
@@ -284,10 +302,14 @@ class _Report:
 
         from prompt_memory import bounds, intervals
 
+        def inside(found) -> float:
+            """n50; its fit has no finite answer where every string, or none, was found to its end."""
+            return min(max(0.0, n50(np.asarray(found), self.longest)), float(self.longest))
+
         random, rows = np.random.default_rng(self.seed), []
         for m, found in sorted(lengths.items()):
-            centre = n50(np.array(found), self.longest)
-            low, high = intervals.bootstrap(found, lambda x: n50(x, self.longest), random, resamples=200)
+            centre = inside(found)
+            low, high = intervals.bootstrap(found, inside, random, resamples=200)
             bound = bounds.critical_length(bounds.counting_bits(self.d, m, self.bits), self.q)
             ended = sum(length == self.longest for length in found)
             rows.append((m, len(found), centre, low, high, ended, bound))
@@ -416,8 +438,12 @@ def _array(place: str):
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     if path.suffix == ".npy":
+        if name:
+            raise ValueError(f"{path} holds one array without a name: leave out :{name}")
         try:
             array = np.load(path, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it is an archive of several")
         except (ValueError, EOFError, OSError) as error:
             raise ValueError(f"{path} is not an array of numbers: {_sentence(error)}") from None
     elif path.suffix == ".safetensors":
