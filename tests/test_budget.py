@@ -33,7 +33,7 @@ def test_the_example_of_the_command_line():
     {"n_embd": None}, {"n_embd": "768"}, {"n_embd": 768.0}, {"n_layer": 0}, {"n_head": True}, {"vocab_size": -1},
     {"n_head": 7}, {"num_key_value_heads": 5}, {"is_encoder_decoder": True}, {"kv_lora_rank": 512},
     {"layer_types": ["full_attention", "linear_attention"]}, {"layer_types": ["mamba"]}, {"ssm_cfg": {}},
-    {"attn_logit_softcapping": "50"}, {"head_dim": 0},
+    {"layer_types": 5}, {"attn_logit_softcapping": "50"}, {"head_dim": 0},
 ])  # fmt: skip
 def test_a_bad_configuration_is_one_sentence(change):
     with pytest.raises(ValueError, match=r"^here: ") as caught:

@@ -336,7 +336,7 @@ def test_random_strings_need_no_tokenizer(checkpoint, tmp_path):
     assert [row["first_token"] for row in rows(tmp_path / "out" / "cram.csv")] == ["", ""]
 
 
-@pytest.mark.parametrize("found, ended", [([0, 0, 0], 0), ([4, 4, 4], 3)])
+@pytest.mark.parametrize(("found", "ended"), [([0, 0, 0], 0), ([4, 4, 4], 3)])
 def test_n50_stays_between_nothing_and_the_end_of_the_strings(tmp_path, found, ended):
     from prompt_memory import measure
 
