@@ -75,6 +75,13 @@ def test_n50_finds_the_centre_of_a_sigmoid():
     assert measure.n50(np.full(9, 7)) == pytest.approx(7.5, abs=0.05)
 
 
+def test_n50_of_nothing_and_of_everything():
+    assert measure.n50(np.zeros(9, dtype=int), 4) == 0
+    assert measure.n50(np.full(9, 4), 4) == math.inf
+    assert 0 <= measure.n50(np.array([0] * 30 + [1]), 4) < 1
+    assert 4 < measure.n50(np.array([4] * 30 + [3]), 4) < math.inf
+
+
 def test_half_crossing_is_the_critical_length_of_the_bound_and_never_later_below_it():
     assert measure.half_crossing([0.0, -0.5, -1.5]) == pytest.approx(2.5)
     assert measure.half_crossing([0.0, -0.9]) == math.inf

@@ -968,14 +968,12 @@ def moment_bits(
     scale, lipschitz = _nonnegative("scale", scale), _nonnegative("lipschitz", lipschitz)
     if not _nonnegative("eps", eps) > 0:
         raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
-    swing = scale * lipschitz
+    swing, (_, B) = scale * lipschitz, _remainder_arguments(0, B)
 
     def bits(degree: int) -> float:
         J = head_moment_count(degree, d_k, d_v, heads) - 1
         if width is not None:
             J = min(J, moment_count(width, degree) - 1)
-        if degree + 1 >= B and swing * softmax_remainder_floor(degree, B) >= eps:  # τ >= ρ/2: saves time
-            return math.inf
         rho = softmax_remainder(degree, B)
         left = eps - 2 * swing * rho / (1 + math.sqrt(1 - rho * rho))
         if left <= 0 or rho >= 1:
@@ -985,7 +983,10 @@ def moment_bits(
     if k is not None and math.isfinite(found := bits(k)):
         return found
     best, least = math.inf, None
-    for degree in range(_MOST_REMAINDER + 1):
+    # ρ_k falls in k: a degree that its bound from below rules out (τ >= ρ/2) rules out all before, without their ρ_k
+    covered = range(max(0, math.ceil(B) - 1), _MOST_REMAINDER + 1)
+    ruled_out = (degree for degree in covered if swing * softmax_remainder_floor(degree, B) >= eps)
+    for degree in range(max(ruled_out, default=-1) + 1, _MOST_REMAINDER + 1):
         if (found := bits(degree)) < math.inf and least is None:
             least = degree
         best = min(best, found)

@@ -303,8 +303,7 @@ class _Report:
         from prompt_memory import bounds, intervals
 
         def inside(found) -> float:
-            """n50; its fit has no finite answer where every string, or none, was found to its end."""
-            return min(max(0.0, n50(np.asarray(found), self.longest)), float(self.longest))
+            return min(n50(np.asarray(found), self.longest), float(self.longest))
 
         random, rows = np.random.default_rng(self.seed), []
         for m, found in sorted(lengths.items()):

@@ -112,12 +112,17 @@ def n50(lengths: Int[np.ndarray, " S"], longest: int | None = None) -> float:
     """The number of tokens at which half of the strings are still accessible, from their longest accessible lengths.
 
     Maximum likelihood for the sigmoid Pr[length >= n] = 1/(1 + e^{(n − n50)/w}), n >= 1; equal lengths a give a + 1/2.
-    A length of `longest`, where the strings ended, counts as "at least".  ValueError without strings.
+    A length of `longest`, where the strings ended, counts as "at least".  No string accessible at all: 0; every string
+    to its end: infinity.  ValueError without strings.
     """
     lengths = np.asarray(lengths)
     if not lengths.size:
         raise ValueError("n50 needs at least one string")
     ended = lengths == longest
+    if ended.all():
+        return math.inf
+    if not lengths.any():
+        return 0.0
 
     def sigmoid(n, centre, width):
         return np.where(n < 0.5, 1.0, special.expit(-(n - centre) / width))
@@ -128,7 +133,8 @@ def n50(lengths: Int[np.ndarray, " S"], longest: int | None = None) -> float:
         return -np.log(np.maximum(mass, 1e-12)).mean() + 1e-4 * parameters[1] ** 2  # equal lengths have no width
 
     start = (lengths.mean() + 0.5, math.log(max(0.3, 0.55 * lengths.std())))
-    return float(optimize.minimize(cost, start, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-8}).x[0])
+    fit = optimize.minimize(cost, start, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-8})
+    return max(0.0, float(fit.x[0]))
 
 
 def half_crossing(log2_fractions: Float[np.ndarray, " N"]) -> float:
