@@ -1,0 +1,44 @@
+"""The smoke book, built once for all tests, and a browser to look at it."""
+
+import fcntl
+import shutil
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+from building import NAMES, ROOT, build
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# A browser that looks for updates or telemetry would be mistaken for a page that does.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The folder of the pages.  Tests that run side by side build one after the other: the second finds it done."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with open(ROOT / "build" / "smoke.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = build(ROOT, "--profile", "smoke", "--cores", "2")
+    assert result.returncode == 0, result.output
+    return ROOT / "build" / "smoke" / "html"
+
+
+@pytest.fixture(scope="session")
+def pages(html) -> dict[str, BeautifulSoup]:
+    """Every page of the book that a reader reads, parsed, by its path."""
+    names = ["index", "notation", "scoreboard", "references", *(f"notebooks/{name}" for name in NAMES)]
+    return {name: BeautifulSoup((html / f"{name}.html").read_text(), "html.parser") for name in names}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()

@@ -1,0 +1,48 @@
+"""The pages of the built book in a browser: mathematics, width, pictures, no request to a network, the calculator."""
+
+import pytest
+from test_budget import check_page
+
+# Formulas may be wider than a phone only inside something that scrolls.
+CLIPPED = """() => [...document.querySelectorAll('article mjx-container, article img, article table')].filter(e => {
+  if (!e.getClientRects().length || e.getBoundingClientRect().right <= innerWidth + 1) return false;
+  for (let up = e; up && up !== document.body; up = up.parentElement)
+    if (['auto', 'scroll'].includes(getComputedStyle(up).overflowX)) return false;
+  return true;
+}).map(e => e.outerHTML.slice(0, 200))"""
+
+
+@pytest.mark.parametrize(("width", "mode"), [(1280, "light"), (390, "dark")])
+def test_pages_in_a_browser(browser, html, pages, width, mode):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode)
+    page = context.new_page()
+    requests, errors = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    other = {"light": "dark", "dark": "light"}[mode]
+    for name in pages:
+        page.goto((html / f"{name}.html").as_uri())
+        page.evaluate("window.MathJax?.startup?.promise")
+        mathematics = page.locator("span.math, div.math").count()
+        assert page.locator("mjx-merror").count() == 0, name
+        assert page.locator("mjx-container").count() >= mathematics, name
+        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow <= 0, f"{name} is {overflow} pixels too wide"
+        assert page.evaluate(CLIPPED) == [], name
+        shown = page.locator(f"article img.only-{mode}")
+        assert all(image.is_visible() for image in shown.all()), name
+        assert not any(image.is_visible() for image in page.locator(f"article img.only-{other}").all()), name
+    context.close()
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert errors == []
+
+
+def test_the_calculator_of_the_book_agrees_with_python(browser, html):
+    page = browser.new_page()
+    name = html / "notebooks" / "14_budget.html"
+    check_page(page, name.as_uri())
+    for link in page.locator("#budget-calculator a").all():
+        file, _, place = link.get_attribute("href").partition("#")
+        assert f'id="{place}"' in (name.parent / file).read_text(), link.get_attribute("href")
+    page.close()
