@@ -20,6 +20,7 @@ from building import NAMES, ROOT, build, copy_tree, only_chapters
 def test_no_page_shows_an_error_of_the_build(pages):
     for name, page in pages.items():
         assert not page.select(".problematic, .system-message, .traceback"), name
+        assert not page.select(".output.stderr"), f"{name} shows what a library wrote to the standard error"
         assert "unpkg.com" not in str(page), name
         assert "Traceback (most recent call last)" not in page.get_text(), name
 

@@ -207,7 +207,8 @@
     if (Math.abs(value) >= 1000 && Math.abs(value) < 1e12) {
       return value.toLocaleString("en-US", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
     }
-    return Number(value.toPrecision(5)).toString();
+    const text = value.toPrecision(5);
+    return Math.abs(value) >= 1e12 ? text.replace("+", "") : Number(text).toString();
   }
 
   function make(tag, attributes, ...children) {
@@ -228,6 +229,7 @@
     }
     const state = { ...data.models[data.start.model], ...data.start };
     const inputs = {};
+    let heads = state.heads; // of the model that was chosen last
     place.replaceChildren();
 
     const chosen = make("select", { id: "budget-model" });
@@ -260,7 +262,7 @@
       const own = () => {
         const known = data.models[chosen.value];
         if (known && name in known && name !== "radius" && known[name] !== state[name]) chosen.value = "your own";
-        if (name === "kv_heads") state.heads = Math.max(1, Math.round(state.heads / state.kv_heads)) * state.kv_heads;
+        if (name === "kv_heads") state.heads = Math.max(1, Math.round(heads / state.kv_heads)) * state.kv_heads;
       };
       let last = null;
       slider.addEventListener("input", () => {
@@ -306,6 +308,7 @@
       const model = data.models[chosen.value];
       if (!model) return;
       Object.assign(state, model);
+      heads = model.heads;
       for (const [name, { set }] of Object.entries(inputs)) if (name in model && model[name] !== null) set(model[name]);
       update();
     });
@@ -408,7 +411,7 @@
     }
 
     function compact(value) {
-      return value >= 1e5 || (value !== 0 && value < 0.01) ? value.toExponential(0).replace("+", "") : show(value);
+      return value >= 1e5 || (value !== 0 && value < 0.01) ? Number(value.toPrecision(2)).toExponential().replace("+", "") : show(value);
     }
 
     chosen.value = data.start.model;

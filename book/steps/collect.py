@@ -86,7 +86,9 @@ LEGEND = f"""
 - **holds**, **violated**: a proved bound against an exact count or a deterministic computation, at every point.
 - **not refuted**: a proved bound against a sampled mean. It is *violated* only if the one-sided confidence limit passes
   the bound at an error probability of {claims.LEVEL:g} for the whole book. *Detectable* is the measured mean from which
-  on this would have happened: an experiment cannot see a smaller violation.
+  on this would have happened: an experiment cannot see a smaller violation. A dash there means that bound or sample
+  leave no room at the point shown, so that no mean would have been reported. Bounds on single runs hold with
+  probability $1 - 10^{{-10}}$ each; they have no mean and are *violated* if one run passes them.
 - **hit**, **missed**: a prediction that was written down before the measurement, with its tolerance. A miss does not
   fail the build; it is a finding.
 - *points* is the number of comparisons behind a line; the numbers shown belong to the tightest one. Intervals are at
@@ -103,7 +105,7 @@ def timings_table(timings: dict) -> str:
     text += claims.markdown_table(header, rows) + "\n"
     measured = [(t["chapter"], timing["statement"], f"{claims.number(timing['value'])} {timing['unit']}")
                 for t in timings["chapters"] for timing in t["timings"]]  # fmt: skip
-    return text + ("\n" + claims.markdown_table(("chapter", "what", "time"), measured) + "\n" if measured else "")
+    return text + ("\n" + claims.markdown_table(("chapter", "what", "value"), measured) + "\n" if measured else "")
 
 
 def standalone(contents: list[dict], profile: str, missing: list[str]) -> str:

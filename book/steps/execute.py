@@ -58,6 +58,7 @@ def run_kernel(chapter: chapters.Chapter, parameters: dict, output: Path, timeou
 
     os.environ |= dict.fromkeys(THREAD_VARIABLES, str(chapter.threads))
     os.environ |= {"PYTHONHASHSEED": "0", "JUPYTER_PREFER_ENV_PATH": "1"}
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # progress bars want a widget that is not used
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["IPYTHONDIR"] = scratch  # a user's start-up files must not change a result
         with warnings.catch_warnings():
