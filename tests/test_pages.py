@@ -1,6 +1,5 @@
 """The pages of the built book in a browser: mathematics, width, pictures, no request to a network, the calculator."""
 
-import pytest
 from test_budget import check_page
 
 # Formulas may be wider than a phone only inside something that scrolls.
@@ -12,27 +11,32 @@ CLIPPED = """() => [...document.querySelectorAll('article mjx-container, article
 }).map(e => e.outerHTML.slice(0, 200))"""
 
 
-@pytest.mark.parametrize(("width", "mode"), [(1280, "light"), (390, "dark")])
-def test_pages_in_a_browser(browser, html, pages, width, mode):
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode)
+def test_pages_in_a_browser(browser, html, pages):
+    """On a desk in light and on a phone in dark; mathematics is typeset once for both."""
+    context = browser.new_context(color_scheme="light")
     page = context.new_page()
     requests, errors = [], []
     page.on("request", lambda request: requests.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    other = {"light": "dark", "dark": "light"}[mode]
     for name in pages:
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.emulate_media(color_scheme="light")
         page.goto((html / f"{name}.html").as_uri())
         page.evaluate("window.MathJax?.startup?.promise")
         mathematics = page.locator("span.math, div.math").count()
         assert page.locator("mjx-merror").count() == 0, name
         assert page.locator("mjx-container").count() >= mathematics, name
-        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert overflow <= 0, f"{name} is {overflow} pixels too wide"
-        assert page.evaluate(CLIPPED) == [], name
-        shown = page.locator(f"article img.only-{mode}")
-        assert all(image.is_visible() for image in shown.all()), name
-        assert not any(image.is_visible() for image in page.locator(f"article img.only-{other}").all()), name
+        for width, mode, other in ((1280, "light", "dark"), (390, "dark", "light")):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=mode)
+            overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert overflow <= 0, f"{name} is {overflow} pixels too wide at {width}"
+            assert page.evaluate(CLIPPED) == [], f"{name} at {width}"
+            visible = "images => images.every(image => image.checkVisibility({visibilityProperty: true}))"
+            hidden = "images => !images.some(image => image.checkVisibility({visibilityProperty: true}))"
+            assert page.locator(f"article img.only-{mode}").evaluate_all(visible), f"{name} in {mode}"
+            assert page.locator(f"article img.only-{other}").evaluate_all(hidden), f"{name} in {mode}"
     context.close()
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert errors == []
