@@ -1,6 +1,5 @@
 """The smoke book, built once for all tests, and a browser to look at it."""
 
-import fcntl
 import shutil
 from pathlib import Path
 
@@ -16,11 +15,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 @pytest.fixture(scope="session")
 def html() -> Path:
-    """The folder of the pages.  Tests that run side by side build one after the other: the second finds it done."""
-    (ROOT / "build").mkdir(exist_ok=True)
-    with open(ROOT / "build" / "smoke.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        result = build(ROOT, "--profile", "smoke", "--cores", "2")
+    """The folder of the pages.  Of tests that run side by side the second waits for the build and finds it done."""
+    result = build(ROOT, "--profile", "smoke", "--cores", "2")
     assert result.returncode == 0, result.output
     return ROOT / "build" / "smoke" / "html"
 

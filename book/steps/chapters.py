@@ -5,6 +5,7 @@ Read by the Snakefile (so nothing heavy is imported here), by the other steps an
 
 import ast
 import re
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +58,12 @@ class Chapter:
             lines = ("pass" if _MAGIC.match(line) else line for line in cell.source.splitlines())
             found |= direct_imports("\n".join(lines), f"{self.path.name}, line {cell.line}")
         return closure(found)
+
+
+def say(line: str) -> None:
+    """Print a line in one piece: jobs that run side by side share one standard output."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def code_cells(text: str) -> list[Cell]:

@@ -169,7 +169,7 @@ def execute(chapter: chapters.Chapter, profile: str, extra: dict, timeout: int) 
     os.replace(running["claims.json"], build / "claims" / f"{chapter.name}.json")
     os.replace(running["ipynb"], build / "notebooks" / f"{chapter.name}.ipynb")
     seconds, cores = timings["wall_seconds"], timings["core_seconds"]
-    print(f"{chapter.name}: done in {seconds:.1f} s ({cores:.1f} core-seconds)", flush=True)
+    chapters.say(f"{chapter.name}: done in {seconds:.1f} s ({cores:.1f} core-seconds)")
     return None
 
 
@@ -200,12 +200,12 @@ def main() -> int:
         timeout = options.timeout or int(300 + 20 * chapter.core_seconds[options.profile])
         plural = "thread" if chapter.threads == 1 else "threads"
         declared = f"{chapter.core_seconds[options.profile]:g} core-seconds declared"
-        print(f"{chapter.name}: started ({chapter.threads} {plural}, {declared})", flush=True)
+        chapters.say(f"{chapter.name}: started ({chapter.threads} {plural}, {declared})")
         message = execute(chapter, options.profile, dict(map(parse_setting, options.set)), timeout)
     except ValueError as error:
         message = f"FAILED {error}"
     if message:
-        print(message, flush=True)
+        chapters.say(message)
     return 1 if message else 0
 
 

@@ -5,20 +5,22 @@ import subprocess
 import sys
 import time
 
+import chapters
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--output", required=True)
     options = parser.parse_args()
-    print(f"model {options.name}: training", flush=True)
+    chapters.say(f"model {options.name}: training")
     start = time.monotonic()
     command = [sys.executable, "-m", "prompt_memory.pretrain", options.name]
     result = subprocess.run([*command, "--output", options.output], check=False)
     if result.returncode:
-        print(f"FAILED model {options.name}: training ended with exit status {result.returncode}", flush=True)
+        chapters.say(f"FAILED model {options.name}: training ended with exit status {result.returncode}")
     else:
-        print(f"model {options.name}: trained in {time.monotonic() - start:.1f} s", flush=True)
+        chapters.say(f"model {options.name}: trained in {time.monotonic() - start:.1f} s")
     return result.returncode
 
 
