@@ -5,6 +5,7 @@ import contextlib
 import html
 import io
 import math
+import re
 import textwrap
 from collections.abc import Mapping
 
@@ -145,15 +146,21 @@ def _data_uri(figure: Figure, raster: bool) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 class Table:
-    """A table as Jupyter and the book display it; `header` and `rows` hold plain text."""
+    """A table as Jupyter and the book display it; `header` and `rows` hold plain text.
+
+    Numbers that Python writes as 3.1e-05 are shown as 3.1·10⁻⁵, and a minus sign before a digit as such.
+    """
 
     def __init__(self, header, rows):
         self.header, self.rows = list(header), [list(row) for row in rows]
 
     def _repr_html_(self) -> str:
         def line(cells, tag):
-            return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+            return "<tr>" + "".join(f"<{tag}>{html.escape(_readable(str(cell)))}</{tag}>" for cell in cells) + "</tr>"
 
         body = "".join(line(row, "td") for row in self.rows)
         table = f"<table><thead>{line(self.header, 'th')}</thead><tbody>{body}</tbody></table>"
@@ -161,6 +168,12 @@ class Table:
 
     def __repr__(self) -> str:
         return "\n".join(" | ".join(map(str, row)) for row in [self.header, *self.rows])
+
+
+def _readable(text: str) -> str:
+    """Text with powers of ten and minus signs as a book prints them."""
+    text = re.sub(r"(?<=\d)e([+-]\d+)\b", lambda power: "·10" + str(int(power[1])).translate(_SUPERSCRIPT), text)
+    return re.sub(r"(?<![\w.)\]])-(?=\d)", "−", text)
 
 
 def scientific(value: float, *, up: bool) -> str:
@@ -177,7 +190,7 @@ def scientific(value: float, *, up: bool) -> str:
     digit = math.ceil(digit - 1e-9) if up else math.floor(digit + 1e-9)
     if digit == 10:
         digit, exponent = 1, exponent + 1
-    power = "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    power = "10" + str(exponent).translate(_SUPERSCRIPT)
     return power if digit == 1 else f"{digit}·{power}"
 
 
