@@ -1,11 +1,14 @@
 """The smoke book, built once for all tests, and a browser to look at it."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
 from building import NAMES, ROOT, build
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test asks a hub
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # A browser that looks for updates or telemetry would be mistaken for a page that does.

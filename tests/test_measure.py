@@ -44,6 +44,18 @@ def test_behaviours_are_the_argmaxes_of_every_prompt_in_order(chunk):
         assert table[number].tolist() == [max(range(4), key=row.__getitem__) for row in logits.tolist()]
 
 
+def test_both_modes_give_one_jacobian():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+
+    def outputs(p):
+        return torch.stack([p.prod(1), p.square().sum(1), p[:, 0].sin()], 1)
+
+    forward = measure.jacobian(outputs, points)
+    assert forward.shape == (4, 3, 6)
+    torch.testing.assert_close(measure.jacobian(outputs, points, reverse=True), forward)
+
+
 def test_behaviours_of_256_classes_fit_into_bytes_and_of_257_do_not():
     queries = normal(300, 3, dtype=torch.float32)
     for q in (256, 257):

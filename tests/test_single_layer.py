@@ -141,8 +141,8 @@ def test_a_swap_costs_half_the_squared_distance_whatever_the_masses():
     logits, masses, _ = construct.without_prompt(model, contents, read)
     assert masses.max() > 2 * masses.min()
     queries, y = texts_of(contents, read), logits.flip(0)
-    outputs = lambda flat: model(flat.reshape(1, 3, 9), queries)[0].flatten()  # noqa: E731
-    errors = construct.damped_least_squares(outputs, y.flatten(), normal(generator, 4, 27), steps=60)[1]
+    errors = tune.levenberg_marquardt(model, queries, y.expand(4, -1, -1), normal(generator, 4, 3, 9), steps=60).error
+    errors = errors * y.numel()
     floor = (logits[0] - logits[1]).square().sum() / 2
     assert floor * (1 - 1e-12) <= errors.min() < 1.01 * floor
 
@@ -179,10 +179,10 @@ def test_no_prompt_is_below_the_floor_and_one_token_reaches_it():
     floor, _ = bounds.equal_mass_floor(values.numpy(), y.numpy())
     assert floor == pytest.approx((logits[0] - logits[1]).square().sum().item() / 2)
     for m in (1, 20):
-        start = normal(generator, 4, m * 9)
-        outputs = lambda flat: model(flat.reshape(1, -1, 9), queries)[0].flatten()  # noqa: E731
-        prompts, errors = construct.damped_least_squares(outputs, y.flatten(), start, steps=60)
-        again = (model(prompts.reshape(4, m, 9), queries) - y).square().sum((1, 2))
+        start = normal(generator, 4, m, 9)
+        prompts, errors, _ = tune.levenberg_marquardt(model, queries, y.expand(4, -1, -1), start, steps=60)
+        again = (model(prompts, queries) - y).square().sum((1, 2))
+        errors = errors * y.numel()
         assert torch.allclose(errors, again)
         assert floor * (1 - 1e-12) <= errors.min() < 1.01 * floor
 
@@ -199,17 +199,6 @@ def test_one_token_has_any_mass_and_value():
         construct.prompt_token(narrow, read[:8], log_mass, value)
     with pytest.raises(ValueError, match="without norms and positions"):
         construct.prompt_token(network(0, d=10, q=3, norm="rms")[0], read, log_mass[:1], value[:1])
-
-
-def test_the_dual_step_is_that_of_levenberg_marquardt():
-    model, generator = network(7, **ONE)
-    queries, y, start = normal(generator, 4, 2, 9), normal(generator, 4, 5), normal(generator, 3, 2, 9)
-    ours = construct.damped_least_squares(
-        lambda flat: model(flat.reshape(1, 2, 9), queries)[0].flatten(), y.flatten(), start.flatten(1), steps=6
-    )
-    fit = tune.levenberg_marquardt(model, queries, y.expand(3, -1, -1), start, steps=6)
-    assert (ours[0] - fit.prompts.flatten(1)).abs().max() < 1e-7
-    assert torch.allclose(ours[1] / y.numel(), fit.error)
 
 
 # --- low-rank updates ----------------------------------------------------------------------------------------------

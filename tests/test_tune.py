@@ -54,6 +54,40 @@ def test_the_error_is_that_of_the_prompts_returned(steps):
     assert torch.equal(fit.prompts, start) == (steps == 0)
 
 
+@pytest.mark.parametrize("N", [3, 8, 20])  # fewer outputs than numbers, as many, more
+def test_the_step_is_the_damped_gauss_newton_step(N):
+    generator = torch.Generator().manual_seed(N)
+    A, start = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((N, 8), (4, 8)))
+    targets = torch.randn(4, N, generator=generator, dtype=torch.float64)
+    fit = tune.least_squares(lambda p: p @ A.T, targets, start, steps=1)
+    residual = start @ A.T - targets
+    wanted = start - torch.linalg.solve(A.T @ A + 1e-2 * torch.eye(8, dtype=torch.float64), (residual @ A).T).T
+    assert fit.steps.tolist() == [1] * 4
+    torch.testing.assert_close(fit.prompts, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fit.error, (wanted @ A.T - targets).square().mean(1), rtol=1e-6, atol=1e-12)
+
+
+def test_adam_for_runs_of_different_age_is_that_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    slopes = torch.randn(5, 2, 1, 3, generator=generator, dtype=torch.float64)
+    wanted = []
+    for run, delay in ((0, 0), (1, 2)):  # the second run joins after two steps
+        point = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+        adam = torch.optim.Adam([point], lr=1.0, betas=tune.BETAS)
+        for slope in slopes[delay:, run]:
+            point.grad = slope
+            adam.step()
+        wanted.append(point.detach())
+    first = second = point = torch.zeros(2, 1, 3, dtype=torch.float64)
+    for step, slope in enumerate(slopes):
+        age = torch.tensor([step + 1, max(1, step - 1)], dtype=torch.float64)[:, None, None]
+        running = torch.tensor([True, step >= 2])[:, None, None]
+        direction, *moments = tune.adam_direction(slope, first, second, age, tune.BETAS)
+        first, second = (torch.where(running, new, old) for new, old in zip(moments, (first, second), strict=True))
+        point = torch.where(running, point - direction, point)
+    torch.testing.assert_close(point, torch.stack(wanted))
+
+
 def test_runs_of_a_batch_do_not_know_of_each_other():
     model, queries, targets, start = problem(1)
     start[2] = tune.levenberg_marquardt(model, queries, targets, start).prompts[2]  # is finished before it begins

@@ -17,6 +17,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from prompt_memory import measure
 from prompt_memory.tasks import grid_prompts
 from prompt_memory.transformer import Transformer, TransformerConfig
+from prompt_memory.tune import adam_direction
 
 Outputs = Callable[[Int[Tensor, " r"], Float[Tensor, "r m d"], int], Float[Tensor, "r n q"]]
 
@@ -108,6 +109,7 @@ def longest_labels(
     mean, square = torch.zeros_like(free), torch.zeros_like(free)
     best = free.clone() if bits is None else _rounded(free, radius, bits)
     goal, lengths, used = torch.ones_like(sample), torch.zeros_like(sample), torch.zeros_like(sample)
+    age = torch.zeros_like(sample)  # Adam's steps; `used` counts those without progress
     active, total = torch.arange(len(sample)), 0
     while len(active):
         n = int(goal[active].max())
@@ -130,10 +132,12 @@ def longest_labels(
         goal[active] = torch.where(reached, (right + 1).clamp(max=N), goal[active])
         used[active] = torch.where(reached, 0, used[active] + 1)
         phase = used[active, None, None] / (steps + 1)
-        mean[active] = 0.9 * mean[active] + 0.1 * slope
-        square[active] = 0.99 * square[active] + 0.01 * slope.square()
-        move = learning_rate * (0.5 + 0.5 * torch.cos(math.pi * phase)) * mean[active]
-        free[active] = (x.detach() - move / (square[active].sqrt() + 1e-8)).clamp(-radius, radius)
+        age[active] += 1
+        direction, mean[active], square[active] = adam_direction(
+            slope, mean[active], square[active], age[active, None, None], (0.9, 0.99)
+        )
+        move = learning_rate * (0.5 + 0.5 * torch.cos(math.pi * phase)) * direction
+        free[active] = (x.detach() - move).clamp(-radius, radius)
         total += len(active)
         active = active[(lengths[active] < N) & (used[active] <= steps)]
     return Memorised(best.unflatten(0, (S, restarts)), lengths.unflatten(0, (S, restarts)), total)

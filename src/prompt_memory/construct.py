@@ -9,7 +9,6 @@ Shapes at the end of a line: `R` prompts, `m` prompt tokens, `M` codewords, `n` 
 import copy
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from prompt_memory.measure import logit_margins
 from prompt_memory.transformer import Prefix, Transformer, TransformerConfig
+from prompt_memory.tune import adam_direction
 
 # --- keys ----------------------------------------------------------------------------------------------------------
 
@@ -490,44 +490,6 @@ def prompt_token(
     return (torch.linalg.pinv(conditions) @ torch.cat([log_mass, value.flatten()]))[None]
 
 
-def damped_least_squares(
-    outputs: Callable[[Float[Tensor, " D"]], Float[Tensor, " N"]],
-    targets: Float[Tensor, " N"],
-    start: Float[Tensor, "R D"],
-    *,
-    steps: int = 200,
-    patience: int = 25,
-    solved: float = 1e-28,
-) -> tuple[Float[Tensor, "R D"], Float[Tensor, " R"]]:
-    """Minimise ‖outputs − targets‖² from R starts by Levenberg–Marquardt, solved in the N outputs, not the D numbers.
-
-    The step −Jᵀ(JJᵀ + λI)⁻¹r is that of `tune.levenberg_marquardt`, and so are damping and patience; N is small here
-    and D is not: long prompts, low-rank updates.  Returns the points found and their errors.
-    """
-    point = start.clone()
-    many, slopes = torch.func.vmap(outputs), torch.func.vmap(torch.func.jacrev(outputs))
-    error = (many(point) - targets).square().sum(1)
-    damping, since = torch.full_like(error, 1e-2), torch.zeros(len(start), dtype=torch.long)
-    landmark, identity = error.clone(), torch.eye(len(targets), dtype=start.dtype)
-    active = torch.arange(len(start))
-    for _ in range(steps):
-        active = active[(error[active] > solved) & (since[active] < patience)]
-        if not len(active):
-            break
-        p = point[active]
-        residual, J = many(p) - targets, slopes(p)
-        normal = J @ J.mT + damping[active, None, None] * identity
-        trial = p - (J.mT @ torch.linalg.solve(normal, residual[..., None]))[..., 0]
-        reached = (many(trial) - targets).square().sum(1)
-        better = reached < error[active]
-        point[active[better]], error[active[better]] = trial[better], reached[better]
-        damping[active] = torch.where(better, (damping[active] / 3).clamp(min=1e-15), damping[active] * 4)
-        progress = error[active] < 0.999 * landmark[active]
-        landmark[active[progress]] = error[active[progress]]
-        since[active] = torch.where(progress, 0, since[active] + 1)
-    return point, error
-
-
 def price_labelings(scores: Float[np.ndarray, "n q"]) -> tuple[Int[np.ndarray, "N n"], Float[np.ndarray, "N q"]]:
     """All labelings argmax_k(κ_k + b_ik) of n rows b, each with prices κ that give it: one for every count vector.
 
@@ -588,7 +550,6 @@ def tune_labels(
         if step == steps or not going.any():
             break
         active, prompts, slope = active[going], prompts[going], slope[going]
-        first, second = 0.9 * first[going] + 0.1 * slope, 0.99 * second[going] + 0.01 * slope.square()
-        scaled = (first / (1 - 0.9 ** (step + 1))) / ((second / (1 - 0.99 ** (step + 1))).sqrt() + 1e-9)
-        prompts = prompts - learning_rate * (1 + math.cos(math.pi * step / steps)) / 2 * scaled
+        direction, first, second = adam_direction(slope, first[going], second[going], step + 1, (0.9, 0.99))
+        prompts = prompts - learning_rate * (1 + math.cos(math.pi * step / steps)) / 2 * direction
     return result, success

@@ -155,9 +155,19 @@ def half_crossing(log2_fractions: Float[np.ndarray, " N"]) -> float:
 
 
 def jacobian(
-    outputs: Callable[[Float[Tensor, "R D"]], Float[Tensor, "R N"]], coordinates: Float[Tensor, "R D"]
+    outputs: Callable[[Float[Tensor, "R D"]], Float[Tensor, "R N"]],
+    coordinates: Float[Tensor, "R D"],
+    *,
+    reverse: bool = False,
 ) -> Float[Tensor, "R N D"]:
-    """The Jacobians of R independent rows of a batched map, by one forward-mode pass a coordinate, [R, N, D]."""
+    """The Jacobians of R independent rows of a batched map, [R, N, D].
+
+    By one forward-mode pass a coordinate, or with `reverse` by one backward pass an output: cheaper where N < D.
+    """
+    if reverse:
+        values, pull = torch.func.vjp(outputs, coordinates)
+        cotangents = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+        return torch.func.vmap(lambda row: pull(row.expand_as(values))[0], out_dims=1, chunk_size=64)(cotangents)
     directions = torch.eye(coordinates.shape[1], dtype=coordinates.dtype, device=coordinates.device)
 
     def column(direction: Float[Tensor, " D"]) -> Float[Tensor, "R N"]:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prompt_memory import language
@@ -140,10 +140,8 @@ def train(recipe: Recipe) -> FrozenModel:
     model = FrozenModel(recipe)
     model.requires_grad_(True)
     generator = torch.Generator().manual_seed(recipe.seed + 1)
-    if isinstance(recipe, RecallFamily):
-        batch_loss = lambda model, step: model.transformer.training_loss(generator)  # noqa: E731
-    else:
-        batch_loss = (_string_loss if isinstance(recipe, LanguageModel) else _bit_loss)(recipe, generator)
+    losses = {BitReader: _bit_loss, LanguageModel: _string_loss, RecallFamily: _recall_loss}
+    batch_loss = losses[type(recipe)](recipe, generator)
     adam = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, recipe.learning_rate, total_steps=recipe.steps)
     for step in range(recipe.steps):
@@ -153,6 +151,13 @@ def train(recipe: Recipe) -> FrozenModel:
         adam.step()
         schedule.step()
     return model.requires_grad_(False)
+
+
+def _recall_loss(recipe: RecallFamily, generator: torch.Generator) -> Callable[[FrozenModel, int], Tensor]:
+    def batch_loss(model: FrozenModel, step: int) -> Tensor:
+        return model.transformer.training_loss(generator)
+
+    return batch_loss
 
 
 def _bit_loss(recipe: BitReader, generator: torch.Generator) -> Callable[[FrozenModel, int], Tensor]:
@@ -222,9 +227,8 @@ def load(name: str, directory: str | Path | None = None) -> FrozenModel:
     with safe_open(path, framework="pt") as file:
         if json.loads(file.metadata()["recipe"]) != json.loads(json.dumps(asdict(recipe))):
             raise ValueError(f"{path} was written by another recipe: delete it or run the build again")
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
     model = FrozenModel(recipe)
-    model.load_state_dict(state)
+    model.load_state_dict(load_file(path))
     model.transformer.require_finite()
     return model
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from prompt_memory.transformer import Transformer
 
 
 class Fit(NamedTuple):
-    """Prompts found by `levenberg_marquardt`, with the mean squared error of exactly these prompts."""
+    """Prompts found by `levenberg_marquardt`, with exactly their mean squared error; points [R, D] by `least_squares`."""
 
     prompts: Float[Tensor, "R m d"]
     error: Float[Tensor, " R"]
@@ -71,12 +72,9 @@ def levenberg_marquardt(
     solved: float = 1e-26,
     patience: int = 25,
 ) -> Fit:
-    """Minimise the mean squared error of the outputs from `targets`, one damped Gauss–Newton run per row.
+    """Minimise the mean squared error of the outputs from `targets`, one run of `least_squares` per row.
 
-    Each run has its own damping λ: δ = −(JᵀJ + λI)⁻¹Jᵀr is taken if it lowers the error (λ falls by 3), refused if
-    not (λ grows by 4).  A run leaves the batch once its error is below `solved`, or when `patience` steps have lowered
-    it by less than a thousandth: it sits in a local minimum.  Call it in float64.
-    ValueError if shapes disagree or something is not finite.
+    Call it in float64.  ValueError if shapes disagree or something is not finite.
     """
     model.require_finite()
     R, m, d = start.shape
@@ -87,37 +85,59 @@ def levenberg_marquardt(
     if targets.shape[1:] != (len(queries), model.config.q):
         shape = [len(queries), model.config.q]
         raise ValueError(f"each target table must have the shape [n, q] = {shape}, not {list(targets.shape[1:])}")
-    prompts = start.flatten(1).clone()
-    goal = targets.flatten(1)
 
     def outputs(flat: Float[Tensor, "r D"]) -> Float[Tensor, "r N"]:
         return model(flat.unflatten(-1, (m, d)), queries).flatten(1)
 
-    error = (outputs(prompts) - goal).square().mean(1)
+    fit = least_squares(outputs, targets.flatten(1), start.flatten(1), steps=steps, solved=solved, patience=patience)
+    return fit._replace(prompts=fit.prompts.unflatten(-1, (m, d)))
+
+
+def least_squares(
+    outputs: Callable[[Float[Tensor, "r D"]], Float[Tensor, "r N"]],
+    targets: Float[Tensor, "R N"],
+    start: Float[Tensor, "R D"],
+    *,
+    steps: int = 200,
+    solved: float = 1e-26,
+    patience: int = 25,
+) -> Fit:
+    """Minimise the mean of (outputs − targets)² over N outputs in D numbers, one damped Gauss–Newton run per row.
+
+    Each run has its own damping λ: δ = −(JᵀJ + λI)⁻¹Jᵀr is taken if it lowers the error (λ falls by 3), refused if
+    not (λ grows by 4).  Where N < D the same step is found as −Jᵀ(JJᵀ + λI)⁻¹r.  A run leaves the batch once its error
+    is below `solved`, or when `patience` steps have lowered it by less than a thousandth: it sits in a local minimum.
+    """
+    points = start.clone()
+    dual = targets.shape[1] < start.shape[1]
+    error = (outputs(points) - targets).square().mean(1)
     damping = torch.full_like(error, 1e-2)
-    used = torch.zeros(R, dtype=torch.long)
-    landmark, since = error.clone(), torch.zeros(R, dtype=torch.long)  # the last error that counted as progress
-    identity = torch.eye(m * d, dtype=prompts.dtype)
-    active = torch.arange(R)
+    used = torch.zeros(len(start), dtype=torch.long)
+    landmark, since = error.clone(), torch.zeros_like(used)  # the last error that counted as progress
+    identity = torch.eye(min(targets.shape[1], start.shape[1]), dtype=start.dtype)
+    active = torch.arange(len(start))
     for _ in range(steps):
         active = active[(error[active] > solved) & (since[active] < patience)]
         if not len(active):
             break
-        p = prompts[active]
-        residual = outputs(p) - goal[active]  # [r, N]
-        J = jacobian(outputs, p)  # [r, N, D]
-        normal = J.mT @ J + damping[active, None, None] * identity
-        step = torch.linalg.solve(normal, -(J.mT @ residual[..., None]))[..., 0]
-        trial = (outputs(p + step) - goal[active]).square().mean(1)
+        p = points[active]
+        residual = (outputs(p) - targets[active])[..., None]  # [r, N, 1]
+        J = jacobian(outputs, p, reverse=dual)  # [r, N, D]
+        ridge = damping[active, None, None] * identity
+        if dual:
+            step = -(J.mT @ torch.linalg.solve(J @ J.mT + ridge, residual))[..., 0]
+        else:
+            step = torch.linalg.solve(J.mT @ J + ridge, -(J.mT @ residual))[..., 0]
+        trial = (outputs(p + step) - targets[active]).square().mean(1)
         better = trial < error[active]  # a NaN trial is refused
-        prompts[active[better]] = (p + step)[better]
+        points[active[better]] = (p + step)[better]
         error[active[better]] = trial[better]
         damping[active] = torch.where(better, (damping[active] / 3).clamp(min=1e-15), damping[active] * 4)
         progress = error[active] < 0.999 * landmark[active]
         landmark[active[progress]] = error[active[progress]]
         since[active] = torch.where(progress, 0, since[active] + 1)
         used[active] += 1
-    return Fit(prompts.unflatten(-1, (m, d)), error, used)
+    return Fit(points, error, used)
 
 
 def quantised(
@@ -444,10 +464,8 @@ def _descend(model, strings, m, *, restarts, steps, learning_rate, scale, margin
         age = torch.where(done, 0, age + 1)  # a run that goes on to the next token starts afresh from where it is
         gradient, first, second = (part.masked_fill(done[:, None, None], 0) for part in (gradient, first, second))
         t = age.clamp(min=1).to(dtype)[:, None, None]
-        first = torch.lerp(gradient, first, BETAS[0])
-        second = torch.lerp(gradient.square(), second, BETAS[1])
-        rate = learning_rate * 0.5 * (1 + torch.cos(math.pi * (t - 1) / max(1, steps)))
-        p = p - rate * (first / (1 - BETAS[0] ** t)) / ((second / (1 - BETAS[1] ** t)).sqrt() + 1e-8)
+        direction, first, second = adam_direction(gradient, first, second, t, BETAS)
+        p = p - learning_rate * 0.5 * (1 + torch.cos(math.pi * (t - 1) / max(1, steps))) * direction
     solved = (found > 0).nonzero()[:, 0]
     if len(solved):  # teacher forcing and decoding round differently: only what decoding confirms counts
         decoded = greedy(model, prompts[solved], int(found.max()))
@@ -458,6 +476,18 @@ def _descend(model, strings, m, *, restarts, steps, learning_rate, scale, margin
 
 
 BETAS = (0.8, 0.95)  # of Adam: the landscape changes fast, long memories slow it down
+
+
+def adam_direction(
+    gradient: Float[Tensor, "r m d"],
+    first: Float[Tensor, "r m d"],
+    second: Float[Tensor, "r m d"],
+    t: Float[Tensor, "r 1 1"] | float,
+    betas: tuple[float, float],
+) -> tuple[Float[Tensor, "r m d"], Float[Tensor, "r m d"], Float[Tensor, "r m d"]]:
+    """Adam's direction at step t >= 1 of each run, and both moments: for batches that runs join and leave."""
+    first, second = torch.lerp(gradient, first, betas[0]), torch.lerp(gradient.square(), second, betas[1])
+    return first / (1 - betas[0] ** t) / ((second / (1 - betas[1] ** t)).sqrt() + 1e-8), first, second
 
 
 def _start(string, start, m, model, scale, seed):
@@ -474,7 +504,7 @@ def _key(model, strings, m, settings, batch):
     weights = model.state_dict()
     facts = [torch.__version__, torch.get_num_threads(), str(model.embedding.device), m, batch, settings, BETAS]
     facts += [repr(model.config), [[str(part.dtype), list(part.shape)] for part in (strings, *weights.values())]]
-    code = (_descend, _start, logit_margins, greedy, inspect.getmodule(type(model)))
+    code = (_descend, _start, adam_direction, logit_margins, greedy, inspect.getmodule(type(model)))
     digest = hashlib.sha256(json.dumps([facts, [inspect.getsource(part) for part in code]], sort_keys=True).encode())
     for tensor in (strings, *weights.values()):
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
