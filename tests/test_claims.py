@@ -161,7 +161,7 @@ def test_the_verdict_box_shows_the_worst_first_and_escapes(record):
 
 def test_numbers_read_well():
     shown = [claims.number(value) for value in (None, "inf", 65536, 0.123456, -1e-9, [0.1, 0.25], [1, 2, 3])]
-    assert shown == ["–", "∞", "65,536", "0.1235", "−1e−09", "[0.1, 0.25]", "3 values"]
+    assert shown == ["–", "∞", "65,536", "0.1235", "−1·10⁻⁹", "[0.1, 0.25]", "3 values"]
 
 
 def test_a_mean_of_many_weak_variables_is_judged_by_mcdiarmid():

@@ -208,6 +208,9 @@ def test_bad_input_to_compress_is_one_sentence(prompt, tmp_path, capsys):
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     np.save(tmp_path / "nan.npy", np.full((4, 2), np.nan))
     save_file({"a": torch.zeros(2, 2), "b": torch.zeros(2, 2)}, tmp_path / "two.safetensors")
+    for name, dtype in (("complex", torch.complex64), ("bool", torch.bool)):
+        save_file({"a": torch.ones(4, 2, dtype=dtype)}, tmp_path / f"{name}.safetensors")
+        assert f"not {name}" in sentence(f"--tokens={tmp_path}/{name}.safetensors", "--degree=1")
     assert "either" in sentence(tokens)
     assert "--queries, --A and --V" in sentence(tokens, f"--queries={tmp_path}/q.npy")
     assert "no file" in sentence("--tokens=missing.npy", "--degree=1")
@@ -322,6 +325,17 @@ def test_a_loss_that_is_not_finite_is_reported_and_the_rest_is_written(checkpoin
     assert "not finite" in captured.err
     assert len(captured.err.splitlines()) == 1
     assert len(rows(tmp_path / "cram.csv")) == 12
+
+
+def test_a_reader_of_the_progress_bar_that_leaves(checkpoint, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-m", "prompt_memory.cli", *sweep(checkpoint, tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    gone = subprocess.run(line, stdout=subprocess.PIPE, stderr=writer, text=True, check=False, env=environment)
+    os.close(writer)
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert not list(tmp_path.glob("*.writing"))
 
 
 def test_random_strings_need_no_tokenizer(checkpoint, tmp_path):

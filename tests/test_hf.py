@@ -596,7 +596,7 @@ def test_names_are_looked_up_in_the_cache_and_then_on_the_hub(folders, tmp_path,
     refused(lambda: hf.load("no/such/folder"), "no folder no/such/folder, and it cannot be a name on the hub$")
     answers = {
         "a/b": (OSError("no route"), "not in the cache, and the hub cannot be reached: name a folder"),
-        "c/d": (errors.RepositoryNotFoundError, "no folder c/d, and the hub knows no such model or revision$"),
+        "c/d": (errors.RepositoryNotFoundError, "no folder c/d, and the hub knows no such model$"),
     }
 
     def model_info(self, name, **_):

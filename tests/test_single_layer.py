@@ -284,8 +284,8 @@ def test_bits_for_several_heads_are_warrens_and_never_more_than_all():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: bounds.shared_token_labelings(0, 2), "n"),
-        (lambda: bounds.shared_token_labelings(3, 1), "q"),
+        (lambda: bounds.shared_token_labelings(0, 2), "^n must be"),
+        (lambda: bounds.shared_token_labelings(3, 1), "^q, the number of classes"),
         (lambda: bounds.two_sequence_floor([1, 0], np.ones((2, 3)), np.ones((2, 3))), "masses"),
         (lambda: bounds.two_sequence_floor([1, 1], np.ones((2, 3)), np.ones((2, 2))), "two masses"),
         (lambda: bounds.two_sequence_floor([1, 1], np.ones((2, 3)), np.full((2, 3), np.nan)), "finite"),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from prompt_memory import bounds, measure, tasks, tune
 from prompt_memory.transformer import Transformer, TransformerConfig
@@ -663,8 +664,8 @@ def test_a_resumed_search_is_an_uninterrupted_one(tmp_path, searches, search):
     files = sorted((tmp_path / "deep" / "er").iterdir())
     assert [path.suffix for path in files] == [".safetensors"] * 3
     for lost in files:
-        lost.rename(lost.with_suffix(".partial"))  # as if it had not been finished
-        lost.with_suffix(".partial").write_bytes(b"half a ch")
+        lost.rename(lost.with_name(lost.name + ".writing"))  # as if it had not been finished
+        lost.with_name(lost.name + ".writing").write_bytes(b"half a ch")
         del searches[:]
         assert_same(search(model, strings, 2, directory=str(tmp_path / "deep" / "er"), **CHUNKED), whole)
         assert len(searches) == 1
@@ -749,8 +750,8 @@ def test_a_chunk_of_other_code_or_other_threads_is_not_read(tmp_path, searches, 
         lambda path: path.write_bytes(path.read_bytes()[:-100]),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"nonsense" * 20),
-        lambda path: tune.save_file({"prompts": torch.zeros(1)}, path, metadata={"lost": "[]"}),
-        lambda path: tune.save_file({name: torch.zeros(1) for name in ("prompts", "lengths", "steps")}, path),
+        lambda path: save_file({"prompts": torch.zeros(1)}, path, metadata={"lost": "[]"}),
+        lambda path: save_file({name: torch.zeros(1) for name in ("prompts", "lengths", "steps")}, path),
     ],
 )
 def test_a_damaged_chunk_is_named(tmp_path, damage):

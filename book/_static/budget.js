@@ -143,7 +143,7 @@
           if ((x === null) !== (y === null)) return Infinity;
           if (y === null || x === y) continue;
           const difference = Math.abs(x - y) / Math.abs(y);
-          worst = difference <= worst ? worst : difference; // NaN is kept
+          worst = Math.max(worst, difference); // NaN stays NaN
         }
       }
     }
@@ -212,7 +212,7 @@
   }
 
   function make(tag, attributes, ...children) {
-    const svg = ["svg", "g", "path", "line", "text", "rect", "circle", "title"].includes(tag);
+    const svg = ["svg", "path", "line", "text"].includes(tag);
     const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
     for (const [name, value] of Object.entries(attributes || {})) element.setAttribute(name, value);
     element.append(...children);
@@ -344,7 +344,7 @@
         const least = key === found.smallest;
         const bar = make("span", { class: "budget-bar", "aria-hidden": "true" });
         bar.append(make("span", { style: `width:${width}%`, class: least ? "least" : "" }));
-        return make("tr", { "data-bound": key, "data-bits": bits, "data-tokens": tokens },
+        return make("tr", { "data-bound": key, "data-bits": bits },
           make("th", { scope: "row" }, `${title}${least ? " (smallest for a soft prompt)" : ""} `, link(theorem), bar),
           make("td", { class: "budget-number" }, show(bits)),
           make("td", { class: "budget-number" }, show(tokens)));

@@ -6,7 +6,6 @@ labels, to be held by one adaptation.  Shapes: `K` entries, `T` tokens in a key,
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -16,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from prompt_memory import bounds
-from prompt_memory.bench import export_gpt2
+from prompt_memory.bench import export_gpt2, peft_gpt2
+from prompt_memory.tasks import digits, random_labels
 from prompt_memory.transformer import Transformer
 
 KINDS = ("soft prompt", "prefix", "LoRA", "all weights")
@@ -59,21 +59,18 @@ def adapt(model: Transformer, tuning: Tuning, *, seed: int = 0) -> nn.Module:
     c = model.config
     if tuning.kind in ("soft prompt", "prefix") and tuning.size >= c.context:
         raise ValueError(f"{tuning.size} virtual tokens leave nothing of the {c.context} learned positions")
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        gpt2 = export_gpt2(model)
-        # peft asks for an attribute that transformers has renamed
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         if tuning.kind == "all weights":
-            return gpt2.requires_grad_(True)
-        from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+            return export_gpt2(model).requires_grad_(True)
+        from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 
         if tuning.kind == "LoRA":
             options = dict(target_modules=list(TARGETS), fan_in_fan_out=True, lora_alpha=tuning.size, lora_dropout=0.0)
-            adapted = get_peft_model(gpt2, LoraConfig(task_type="CAUSAL_LM", r=tuning.size, **options))
+            adapted = peft_gpt2(model, LoraConfig(task_type="CAUSAL_LM", r=tuning.size, **options))
         else:
             config = {"soft prompt": PromptTuningConfig, "prefix": PrefixTuningConfig}[tuning.kind]
-            adapted = get_peft_model(gpt2, config(task_type="CAUSAL_LM", num_virtual_tokens=tuning.size))
+            adapted = peft_gpt2(model, config(task_type="CAUSAL_LM", num_virtual_tokens=tuning.size))
             (prompt,) = trained(adapted)
             scale = float(model.embedding.std()) if tuning.kind == "soft prompt" else 1.0
             with torch.no_grad():
@@ -122,8 +119,7 @@ def random_table(K: int, n: int, q: int, *, key_tokens: int = 3, generator: torc
     if q**key_tokens < K:
         raise ValueError(f"there are only {q**key_tokens} keys of {key_tokens} tokens, fewer than {K}")
     number = torch.randperm(q**key_tokens, generator=generator)[:K]
-    keys = torch.stack([number // q**place % q for place in range(key_tokens)], 1)
-    return Table(keys, torch.randint(q, (K, n), generator=generator))
+    return Table(digits(number, q, key_tokens).flip(1), random_labels(K, n, q, generator=generator))
 
 
 def label_logits(adapted: nn.Module, table: Table) -> Float[Tensor, "K n q"]:

@@ -121,6 +121,16 @@ def export_error(model: Transformer, strings: Int[Tensor, "S T"]) -> float:
     return error
 
 
+def peft_gpt2(model: Transformer, config) -> torch.nn.Module:
+    """The exported model with an adapter of `peft`, in which the adapter's numbers alone require gradients."""
+    gpt2 = export_gpt2(model)
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():  # peft asks for an attribute that transformers has renamed
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(gpt2, config)
+
+
 class Attempt(NamedTuple):
     """One string: whether all its tokens were right under teacher forcing, and the steps taken."""
 
@@ -139,12 +149,9 @@ class OneAtATime:
     """
 
     def __init__(self, model: Transformer, m: int):
-        gpt2 = export_gpt2(model)
-        from peft import PromptTuningConfig, get_peft_model
+        from peft import PromptTuningConfig
 
-        with warnings.catch_warnings():  # peft asks for an attribute that transformers has renamed
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            self.model = get_peft_model(gpt2, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=m))
+        self.model = peft_gpt2(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=m))
         self.m = m
         (self.prompt,) = (weight for weight in self.model.parameters() if weight.requires_grad)  # [m, d]
         self.scale = float(model.embedding.std())

@@ -354,7 +354,11 @@ def budget(
     range, or for eps without radius.
     """
     a, (precision, form) = architecture, number_format(precision)
-    (m,) = _positive(prompt_length=prompt_length)
+    m, n = bounds.positive_integers(prompt_length=prompt_length, queries=queries)
+    if length is not None:
+        (length,) = bounds.positive_integers(length=length)
+    if isinstance(degree, bool) or not isinstance(degree, int) or degree < 0:
+        raise ValueError(f"degree must be an integer >= 0, not {degree!r}")
     given = {"radius": radius, "eps": eps, "lipschitz": lipschitz, "margin": margin, "logit_range": logit_range}
     for name, value in given.items():
         least = "> 0" if name != "lipschitz" and name != "logit_range" else ">= 0"
@@ -366,7 +370,6 @@ def budget(
         raise ValueError("Theorem 2 needs radius, lipschitz and margin together")
     if logit_range is None and a.logit_cap is not None:
         logit_range = 2 * a.logit_cap
-    n, k = *_positive(queries=queries), degree
     V, per_token = a.vocabulary, bounds.hard_prompt_bits(a.vocabulary, 1)
     if V < 2:
         raise ValueError("a vocabulary of one token carries no information")
@@ -422,28 +425,21 @@ def budget(
     put("exact_compression", title, "Theorem 5", unit=positions, value=value, vacuous=_too_many(value, a.context))
     value = None
     if a.positions != "alibi" and a.logit_cap is None:
-        value = bounds.head_moment_count(k, a.key_dim, a.value_dim, a.kv_heads)
+        value = bounds.head_moment_count(degree, a.key_dim, a.value_dim, a.kv_heads)
         if a.positions == "learned":
-            value = min(value, bounds.moment_count(a.width, k))
+            value = min(value, bounds.moment_count(a.width, degree))
     title = "cache positions of a layer with all its moments"
     put("moments", title, "Theorem 6", unit=positions, value=value, vacuous=_too_many(value, a.context))
     value = None if logit_range is None or a.context is None else bounds.dilution(a.context, logit_range)
     title, needs = "attention on one token of a full context", () if a.context is None else ("logit_range",)
     put("dilution", title, "Theorem 8", unit="fraction", value=value, needs=needs)
-    given |= {"logit_range": logit_range, "queries": n, "degree": int(k), "length": length}
+    given |= {"logit_range": logit_range, "queries": n, "degree": degree, "length": length}
     return Budget(a, m, precision, given, found, smallest)
 
 
 def _too_many(count: int | None, context: int | None) -> bool:
     """Whether a compressed cache would be no shorter than the longest context."""
     return None not in (count, context) and count >= context
-
-
-def _positive(**values) -> list[int]:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, not {value!r}")
-    return list(values.values())
 
 
 def _plain(bound: Bound) -> dict:

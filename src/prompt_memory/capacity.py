@@ -17,7 +17,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from prompt_memory import measure
 from prompt_memory.tasks import grid_prompts
 from prompt_memory.transformer import Transformer, TransformerConfig
-from prompt_memory.tune import adam_direction
+from prompt_memory.tune import adam_direction, aimed_loss
 
 Outputs = Callable[[Int[Tensor, " r"], Float[Tensor, "r m d"], int], Float[Tensor, "r n q"]]
 
@@ -117,10 +117,7 @@ def longest_labels(
         prompts = x if bits is None else x + (_rounded(x.detach(), radius, bits) - x).detach()
         wanted = labels[sample[active], :n]
         logits = outputs(sample[active], prompts, n)
-        right = (measure.logit_margins(logits.detach(), wanted) > margin).long().cumprod(1).sum(1)
-        cost = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-        cost = cost.masked_fill(torch.arange(n) >= goal[active, None], 0.0)
-        loss = (cost * cost.detach().clamp(max=3)).sum(1)
+        loss, right = aimed_loss(logits, wanted, goal[active], margin)
         if not torch.isfinite(loss).all():
             at = int(active[~torch.isfinite(loss)][0])
             raise RuntimeError(f"the loss of restart {at % restarts} of sample {at // restarts} is not finite")

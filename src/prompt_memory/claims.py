@@ -9,7 +9,7 @@ A chapter makes one `Recorder` and every claim is on disk the moment it is recor
 import html
 import json
 import math
-import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,13 +64,18 @@ def plain(value):
 
 
 def write_json(path: Path, content) -> None:
-    """Write deterministic JSON (sorted keys) so that a reader sees the old file or the new one, never a part."""
+    """Write deterministic JSON (sorted keys) as a whole file."""
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file so that a reader sees the old one or the whole new one; returns its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".writing")
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    partial = path.with_name(path.name + ".writing")
+    partial.write_bytes(content)
+    return partial.replace(path)
 
 
 def _numbers(name: str, value) -> np.ndarray:
@@ -285,7 +290,21 @@ def number(value) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(number, value))}]" if len(value) <= 2 else f"{len(value)} values"
     whole = float(value).is_integer() and abs(value) < 1e6
-    return (f"{int(value):,}" if whole else f"{value:.4g}").replace("-", "−")
+    return readable(f"{int(value):,}" if whole else f"{value:.4g}")
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power_of_ten(exponent: int) -> str:
+    """10⁻⁵ for −5."""
+    return "10" + str(exponent).translate(_SUPERSCRIPT)
+
+
+def readable(text: str) -> str:
+    """Text with powers of ten and minus signs as a book prints them: 3.1e-05 as 3.1·10⁻⁵."""
+    text = re.sub(r"(?<=\d)e([+-]\d+)\b", lambda power: "·" + power_of_ten(int(power[1])), text)
+    return re.sub(r"(?<![\w.)\]])-(?=\d)", "−", text)
 
 
 class Verdicts:

@@ -5,7 +5,6 @@ input.  Bad input is answered by one sentence on stderr, before anything is comp
 """
 
 import argparse
-import base64
 import contextlib
 import csv
 import errno
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prompt_memory import budget as budgets
+from prompt_memory.claims import write_bytes
 
 BUDGET_EXAMPLES = """\
 examples:
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a failure has an answer
         return status
     except BrokenPipeError:  # `| head` has read enough
-        _drop_output()
+        _drop_output(sys.stdout)
         return 0
     except OverflowError as error:
         print(f"{name}: a number is too large ({_sentence(error)})", file=sys.stderr)
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"{name}: {_sentence(error)}", file=sys.stderr)
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # no fault of the input
-            _drop_output()
+            _drop_output(sys.stdout)
             return 1
         return 2
     except KeyboardInterrupt:
@@ -147,10 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _drop_output() -> None:
-    """What is left in the buffer of stdout goes nowhere, or Python would fail once more when it ends."""
+def _drop_output(stream) -> None:
+    """What is left in the buffer of a stream goes nowhere, or Python would fail once more when it ends."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _sentence(error: BaseException) -> str:
@@ -204,6 +204,7 @@ def _cram(options) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
+    from tqdm import tqdm  # comes with transformers
 
     from prompt_memory import hf, language, measure, tune
 
@@ -224,33 +225,30 @@ def _cram(options) -> int:
     for name in ("learning_rate", "scale"):
         if getattr(options, name) is not None:
             search[name] = getattr(options, name)
-    needed = max(options.m) + options.longest - 1
-    if model.config.positions == "learned" and needed > model.config.context:
-        raise ValueError(f"m = {max(options.m)} and strings of {options.longest} tokens need {needed} positions, "
-                         f"more than the {model.config.context} of the model")  # fmt: skip
+    tune.check_strings(model, strings, max(options.m))  # before the first search, not after the last but one
 
     lengths, lost = {}, []
-    bits = {"float64": 64, "float32": 32}.get(model.config.dtype, 16)
+    bits = budgets.number_format(model.config.dtype)[1].bits
     report = _Report(options.output, places, options.longest, model.config.d, q, bits, options.seed)
+    search |= {"chunk": options.chunk, "directory": options.output / "chunks"}
     try:
-        with _progress(len(options.m) * len(strings), options.quiet) as bar:
+        with tqdm(total=len(options.m) * len(strings), disable=options.quiet, unit="string", file=sys.stderr) as bar:
             for m in options.m:
                 found = lengths[m] = []
-                for first in range(0, len(strings), options.chunk):
-                    part = strings[first : first + options.chunk]
-                    folder = options.output / "chunks"
-                    try:
-                        result = tune.longest_prefix(model, part, m, chunk=options.chunk, directory=folder, **search)
-                    except tune.NonFiniteLoss as error:
-                        result = error.result
-                        lost += [(m, first + string) for string, _ in error.runs]
-                    found += result.lengths.tolist()
+                bar.set_description(f"m = {m}")
+
+                def finished(part, found=found):
+                    found += part.tolist()
                     report.write(lengths)
                     bar.update(len(part))
-                    bar.set_description(f"m = {m}")
-    except BaseException:
-        report.write(lengths)
-        raise
+
+                try:
+                    tune.longest_prefix(model, strings, m, progress=finished, **search)
+                except tune.NonFiniteLoss as error:
+                    lost += [(m, string) for string, _ in error.runs]
+    except BrokenPipeError:  # who reads the bar has left, and nothing more can be said; what was finished is saved
+        _drop_output(sys.stderr)
+        return 1
     print(report.finish(lengths, measure.n50, f"{options.model}, {'text' if text else 'random tokens'}"))
     if lost:
         names = ", ".join(f"string {string} at m = {m}" for m, string in dict.fromkeys(lost[:3]))
@@ -322,15 +320,15 @@ class _Report:
         )
         lines.append("n50 may be larger; bound: Theorem 4 with all bits of the prompt, for random strings")
         written = [self.folder / "cram.csv", self.folder / "summary.csv"]
-        with contextlib.suppress(ImportError):
-            written.append(self._figure(lengths, rows, what))
-        if len(written) == 2:
-            lines.append("no figure: matplotlib is not installed")
+        try:
+            from prompt_memory import figures
+        except ImportError as error:
+            lines.append(f"no figure: {error}")
+        else:
+            written.append(self._figure(figures, lengths, rows, what))
         return "\n".join([*lines, "written: " + ", ".join(map(str, written))])
 
-    def _figure(self, lengths, rows, what: str) -> Path:
-        from prompt_memory import figures
-
+    def _figure(self, figures, lengths, rows, what: str) -> Path:
         m, centre, low, high = ([row[column] for row in rows] for column in (0, 2, 3, 4))
 
         def draw(figure):
@@ -349,40 +347,7 @@ class _Report:
             ax.set_ylabel("tokens")
             ax.set_xticks(m)
 
-        picture = figures.show(draw, alt="Longest strings found against the prompt length.").images["light"]
-        return _write(self.folder / "cram.svg", base64.b64decode(picture.partition(",")[2]))
-
-
-@contextlib.contextmanager
-def _progress(total: int, quiet: bool):
-    """A progress bar on stderr: tqdm, which comes with transformers, or lines of text."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        tqdm = _Lines
-    with tqdm(total=total, disable=quiet, unit="string", file=sys.stderr) as bar:
-        yield bar
-
-
-class _Lines:
-    """As much of tqdm as is used here."""
-
-    def __init__(self, *, total, disable, unit, file):
-        self.total, self.disable, self.unit, self.file, self.done, self.text = total, disable, unit, file, 0, ""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def set_description(self, text):
-        self.text = text
-
-    def update(self, count):
-        self.done += count
-        if not self.disable:
-            print(f"{self.done} of {self.total} {self.unit}s {self.text}".rstrip(), file=self.file, flush=True)
+        return write_bytes(self.folder / "cram.svg", figures.drawn(draw))
 
 
 @contextlib.contextmanager
@@ -464,7 +429,8 @@ def _tensor(path: Path, name: str):
                 raise ValueError(f"{path} holds {len(names)} arrays: name one of {', '.join(names[:5])} as FILE:NAME")
             if name and name not in names:
                 raise ValueError(f"{path} holds no {name}: there are {', '.join(names[:5])}")
-            return file.get_tensor(name or names[0]).double().numpy()
+            tensor = file.get_tensor(name or names[0])
+            return (tensor.double() if tensor.is_floating_point() else tensor).numpy()  # numpy has no bfloat16
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {_sentence(error)}") from None
 
@@ -476,11 +442,11 @@ def _save(path: Path, arrays: dict) -> None:
     arrays = {name: np.asarray(value) for name, value in arrays.items()}
     if path.suffix == ".npz":
         np.savez(buffer, **arrays)
-        _write(path, buffer.getvalue())
+        write_bytes(path, buffer.getvalue())
     else:
         from safetensors.numpy import save
 
-        _write(path, save({name: np.atleast_1d(value) for name, value in arrays.items()}))
+        write_bytes(path, save({name: np.atleast_1d(value) for name, value in arrays.items()}))
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -490,15 +456,7 @@ def _write_csv(path: Path, header, rows) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([header, *rows])
-    _write(path, buffer.getvalue().encode())
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    partial = path.with_name(path.name + ".writing")
-    partial.write_bytes(content)
-    partial.replace(path)
-    return path
+    write_bytes(path, buffer.getvalue().encode())
 
 
 if __name__ == "__main__":

@@ -350,7 +350,7 @@ def prompt_cache(model: Transformer, prompt: Float[torch.Tensor, "m d"]) -> Floa
     past = torch.ones(len(prompt), len(prompt), dtype=torch.bool).tril() if c.depth > 1 else None
     parts = []
     for layer, block in enumerate(model.blocks):
-        q, k, v = _heads(model, block, p, 0)
+        q, k, v = model.heads(block, p, 0)
         parts.append(torch.cat([torch.zeros_like(q), k, v], -1)[0, 0])  # [H, m, 2 d_k + d_v]
         if layer + 1 < c.depth:
             p = block.token_wise(p + block.attend(q, [k], [v], [past]))
@@ -391,7 +391,7 @@ def read_cache(
     readers = np.zeros((len(queries), cache.shape[1]))
     size = c.heads * (2 * c.d_k + c.d_v)
     for layer, block in enumerate(model.blocks):
-        asked = torch.cat(_heads(model, block, x, position), -1)[0, :, :, 0]  # [n, H, 2 d_k + d_v]
+        asked = torch.cat(model.heads(block, x, position), -1)[0, :, :, 0]  # [n, H, 2 d_k + d_v]
         here = slice(layer * size, (layer + 1) * size)
         readers[:, here] = asked.flatten(1).double().numpy()
         part = slice(layer * c.heads, (layer + 1) * c.heads)
@@ -399,13 +399,6 @@ def read_cache(
         mixed = torch.from_numpy(mixed).to(x.dtype).flatten(1) @ block.output
         x = block.token_wise(x + mixed[None, :, None])
     return (model.norm(x) @ model.unembedding)[0, :, 0].double().numpy(), readers
-
-
-def _heads(model: Transformer, block, x, start: int):
-    """Queries, keys and values [..., H, T, ·] of a layer, the first two turned to their positions."""
-    h = block.norm1(x)
-    query, key = (model._turn(block.split(h, weight), start) for weight in (block.query, block.key))
-    return query, key, block.split(h, block.value)
 
 
 # --- Theorem 6: moments --------------------------------------------------------------------------------------------

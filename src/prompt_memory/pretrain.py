@@ -16,10 +16,12 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from prompt_memory import language
+from prompt_memory.claims import write_bytes
 from prompt_memory.recall import Recaller, RecallFamily
 from prompt_memory.tasks import grid
 from prompt_memory.transformer import Transformer, TransformerConfig
@@ -209,10 +211,7 @@ def string_losses(model: Transformer, strings: Int[Tensor, "S T"]) -> Float[Tens
 
 def save(model: FrozenModel, path: Path) -> None:
     """Write weights, queries and the recipe to a safetensors file; only a complete file gets the name `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(model.state_dict(), partial, metadata={"recipe": json.dumps(asdict(model.recipe))})
-    partial.replace(path)
+    write_bytes(path, to_bytes(model.state_dict(), {"recipe": json.dumps(asdict(model.recipe))}))
 
 
 def load(name: str, directory: str | Path | None = None) -> FrozenModel:

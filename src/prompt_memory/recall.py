@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from scipy import special
 from torch import Tensor, nn
 
-from prompt_memory.transformer import Transformer, TransformerConfig
+from prompt_memory.transformer import Transformer, TransformerConfig, require_finite
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,7 @@ class Recaller(nn.Module):
 
     def require_finite(self) -> "Recaller":
         """Return self; ValueError that names the first weight holding NaN or infinity."""
-        for name, weight in self.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise ValueError(f"the weight {name} holds NaN or infinite entries")
-        return self
+        return require_finite(self)
 
     def forward(
         self, keys: Float[Tensor, "R C N w"], labels: Int[Tensor, "R C N"], asked: Float[Tensor, "R C n w"]

@@ -24,7 +24,7 @@ def all_labels(n: int, q: int) -> Int[Tensor, "S n"]:
     """All q^n labelings of n queries, [q^n, n].  ValueError beyond 2^20 of them."""
     if n * math.log2(q) > 20:
         raise ValueError(f"{q}^{n} labelings are too many to list")
-    return _digits(torch.arange(q**n), q, n)
+    return digits(torch.arange(q**n), q, n)
 
 
 def grid(bits_per_coordinate: int, radius: float = 1.0) -> Float[Tensor, " v"]:
@@ -36,12 +36,12 @@ def grid(bits_per_coordinate: int, radius: float = 1.0) -> Float[Tensor, " v"]:
 
 def grid_prompts(index: Int[Tensor, " N"], d: int, m: int, values: Float[Tensor, " v"]) -> Float[Tensor, "N m d"]:
     """The prompts numbered `index` (0 … v^{dm} − 1) among all prompts with coordinates in `values`, [N, m, d]."""
-    return values[_digits(index, len(values), m * d)].unflatten(-1, (m, d))
+    return values[digits(index, len(values), m * d)].unflatten(-1, (m, d))
 
 
 def hard_prompts(index: Int[Tensor, " N"], m: int, model: Transformer) -> Float[Tensor, "N m d"]:
     """The hard prompts with the numbers `index` (0 … q^m − 1): m rows of the model's embedding table, [N, m, d]."""
-    return model.embedding[_digits(index, model.config.q, m)]
+    return model.embedding[digits(index, model.config.q, m)]
 
 
 def planted_targets(
@@ -95,7 +95,7 @@ def generic_instance(
     return model, prompt, queries
 
 
-def _digits(index: Int[Tensor, " N"], base: int, length: int) -> Int[Tensor, "N length"]:
+def digits(index: Int[Tensor, " N"], base: int, length: int) -> Int[Tensor, "N length"]:
     """The last `length` digits of each number, most significant first; numbers are below 2^63, lengths are not."""
     digits = []
     for _ in range(length):

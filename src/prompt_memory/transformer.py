@@ -92,6 +92,14 @@ class Norm(nn.Module):
         return norm(x, self.gain.shape, self.gain, eps=self.eps)
 
 
+def require_finite(module: nn.Module) -> nn.Module:
+    """Return the module; ValueError that names its first weight holding NaN or infinity."""
+    for name, weight in module.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"the weight {name} holds NaN or infinite entries")
+    return module
+
+
 class Block(nn.Module):
     """One layer, x ↦ x + attention(norm(x)), then x ↦ x + mlp(norm(x)), on a prompt stream and a query stream."""
 
@@ -156,10 +164,13 @@ class Transformer(nn.Module):
 
     def require_finite(self) -> "Transformer":
         """Return self; ValueError that names the first weight holding NaN or infinity."""
-        for name, weight in self.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise ValueError(f"the weight {name} holds NaN or infinite entries")
-        return self
+        return require_finite(self)
+
+    def heads(self, block: Block, x: Float[Tensor, "*B T d"], start: int):
+        """Queries, keys and values [*B, H, T, ·] of a layer for tokens from position `start` on, turned if rotary."""
+        h = block.norm1(x)
+        query, key = (self._turn(block.split(h, weight), start) for weight in (block.query, block.key))
+        return query, key, block.split(h, block.value)
 
     def embed(self, queries: Tensor) -> Float[Tensor, "n T d"]:
         """Queries as vectors [n, T, d]: token ids [n, T] are looked up, vectors [n, d] are queries of one token."""
@@ -209,9 +220,7 @@ class Transformer(nn.Module):
         prompt_sees_query = own_token and not c.causal
         for layer, block in enumerate(self.blocks):
             last = layer == c.depth - 1
-            h = block.norm1(x)
-            q_x, k_x = (self._turn(block.split(h, w), m) for w in (block.query, block.key))
-            v_x = block.split(h, block.value)
+            q_x, k_x, v_x = self.heads(block, x, m)
             if soft:
                 g = block.norm1(p)
                 k_p, v_p = self._turn(block.split(g, block.key), 0), block.split(g, block.value)

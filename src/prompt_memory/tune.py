@@ -12,15 +12,16 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from prompt_memory.claims import write_bytes
 from prompt_memory.measure import greedy, jacobian, logit_margins, recall
 from prompt_memory.transformer import Transformer
 
 
 class Fit(NamedTuple):
-    """Prompts found by `levenberg_marquardt`, with exactly their mean squared error; points [R, D] by `least_squares`."""
+    """Prompts (or points [R, D], by `least_squares`) and the mean squared error of exactly these."""
 
     prompts: Float[Tensor, "R m d"]
     error: Float[Tensor, " R"]
@@ -258,16 +259,17 @@ def longest_prefix(
     batch: int = 120,
     chunk: int = 480,
     directory: str | Path | None = None,
+    progress: Callable[[Int[Tensor, " s"]], None] | None = None,
 ) -> Longest:
     """For each string the longest beginning for which a prompt of m vectors is found; settings as in `cram`.
 
     A prompt that yields a string yields its beginnings, so the accessible lengths of a string are 0 … N.  A run aims
     one token beyond the longest beginning that this and earlier runs of the string found; when it succeeds it goes on
     from where it is, as a new run would, with a fresh budget of `steps`.  Length 0 where not even the first token was
-    found.
+    found.  `progress` is called with the lengths of each chunk as it is finished.
     """
     settings = dict(restarts=restarts, steps=steps, learning_rate=learning_rate, scale=scale, margin=margin, seed=seed)
-    parts, lost = _in_chunks(model, strings, m, settings | {"grow": True}, batch, chunk, directory)
+    parts, lost = _in_chunks(model, strings, m, settings | {"grow": True}, batch, chunk, directory, progress)
     prompts, lengths, _ = (torch.cat(part) for part in zip(*parts, strict=True))
     result = Longest(prompts, lengths)
     if lost:
@@ -297,7 +299,7 @@ def longest_prefix_on_grid(
     and moves to the best of them if the loss falls, or with probability e^(−increase/temperature).  The allowed
     prompts number v^(k·m).  ValueError as in `longest_prefix`, or if basis or values do not fit.
     """
-    _check_strings(model, strings, m)
+    check_strings(model, strings, m)
     if basis.ndim != 2 or basis.shape[1] != model.config.d or len(values) < 2:
         raise ValueError(f"a basis [k, {model.config.d}] and at least two values are needed")
     S, n, k, v = *strings.shape, len(basis), len(values)
@@ -312,10 +314,7 @@ def longest_prefix_on_grid(
         longest = int(goal[row].max())
         logits = model.stream(torch.cat([z @ basis, embedded[row, : longest - 1]], 1))[:, m - 1 :]
         wanted = strings[row, :longest]
-        cost = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-        cost = cost.masked_fill(torch.arange(longest) >= goal[row, None], 0.0)
-        right = (logit_margins(logits.detach(), wanted) > margin).long().cumprod(1).sum(1)
-        return (cost * cost.detach().clamp(max=3)).sum(1), right
+        return aimed_loss(logits, wanted, goal[row], margin)
 
     for _ in range(steps):
         unfinished = found[row] < n
@@ -352,7 +351,20 @@ def longest_prefix_on_grid(
     return Longest(prompts, same.long().cumprod(1).sum(1))
 
 
-def _check_strings(model, strings, m):
+def aimed_loss(
+    logits: Float[Tensor, "r n q"], wanted: Int[Tensor, "r n"], goal: Int[Tensor, " r"], margin: float
+) -> tuple[Float[Tensor, " r"], Int[Tensor, " r"]]:
+    """(loss of the first `goal` labels of each run, how many at the beginning win by more than `margin`).
+
+    The loss of a label is min(c, 3)·c with c its cross-entropy and the factor held fixed.
+    """
+    cost = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+    cost = cost.masked_fill(torch.arange(wanted.shape[1]) >= goal[:, None], 0.0)
+    right = (logit_margins(logits.detach(), wanted) > margin).long().cumprod(1).sum(1)
+    return (cost * cost.detach().clamp(max=3)).sum(1), right
+
+
+def check_strings(model, strings, m):
     """ValueError unless these strings can follow m prompt vectors."""
     model.require_finite()
     if not isinstance(m, int) or isinstance(m, bool) or m < 1:
@@ -374,9 +386,9 @@ def _check_strings(model, strings, m):
         )
 
 
-def _in_chunks(model, strings, m, settings, batch, chunk, directory):
+def _in_chunks(model, strings, m, settings, batch, chunk, directory, progress=None):
     """Search chunk by chunk: [(prompts, lengths, steps), …] and the runs whose loss was not finite."""
-    _check_strings(model, strings, m)
+    check_strings(model, strings, m)
     for name, value in (("restarts", settings["restarts"]), ("batch", batch), ("chunk", chunk)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be an integer >= 1, not {value!r}")
@@ -387,9 +399,10 @@ def _in_chunks(model, strings, m, settings, batch, chunk, directory):
             raise ValueError(f"{name} must be a finite number >= 0, not {settings[name]!r}")
     parts, lost = [], []
     strings, device = strings.long(), model.embedding.device
+    work = None if directory is None else _work(model, m, settings, batch)
     for first in range(0, len(strings), chunk):
         piece = strings[first : first + chunk].to(device)
-        path = None if directory is None else Path(directory) / f"{_key(model, piece, m, settings, batch)}.safetensors"
+        path = None if directory is None else Path(directory) / f"{_key(work, piece)}.safetensors"
         if path is not None and path.exists():
             part, gone = _read_chunk(path)
         else:
@@ -398,6 +411,8 @@ def _in_chunks(model, strings, m, settings, batch, chunk, directory):
                 _write_chunk(path, part, gone)
         parts.append(tuple(tensor.to(device) for tensor in part))
         lost += [(first + string, start) for string, start in gone]
+        if progress is not None:
+            progress(part[1])
     return parts, lost
 
 
@@ -499,24 +514,33 @@ def _start(string, start, m, model, scale, seed):
     return (scale * draw).to(model.embedding)
 
 
-def _key(model, strings, m, settings, batch):
-    """Names a chunk of work by everything its result depends on, the code included (but not the processor)."""
+def _work(model, m, settings, batch):
+    """A digest of everything but the strings that a result depends on, the code included (but not the processor)."""
     weights = model.state_dict()
     facts = [torch.__version__, torch.get_num_threads(), str(model.embedding.device), m, batch, settings, BETAS]
-    facts += [repr(model.config), [[str(part.dtype), list(part.shape)] for part in (strings, *weights.values())]]
+    facts += [repr(model.config), [[str(weight.dtype), list(weight.shape)] for weight in weights.values()]]
     code = (_descend, _start, adam_direction, logit_margins, greedy, inspect.getmodule(type(model)))
     digest = hashlib.sha256(json.dumps([facts, [inspect.getsource(part) for part in code]], sort_keys=True).encode())
-    for tensor in (strings, *weights.values()):
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+    for weight in weights.values():
+        digest.update(_raw(weight))
+    return digest
+
+
+def _key(work, strings):
+    """Names a chunk of work."""
+    digest = work.copy()
+    digest.update(json.dumps(list(strings.shape)).encode())
+    digest.update(_raw(strings))
     return digest.hexdigest()[:32]
 
 
+def _raw(tensor):
+    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16
+
+
 def _write_chunk(path, part, lost):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     names = ("prompts", "lengths", "steps")
-    save_file(dict(zip(names, part, strict=True)), partial, metadata={"lost": json.dumps(lost)})
-    partial.replace(path)  # only a whole chunk gets the name
+    write_bytes(path, to_bytes(dict(zip(names, part, strict=True)), {"lost": json.dumps(lost)}))
 
 
 def _read_chunk(path):
