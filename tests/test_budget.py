@@ -94,7 +94,6 @@ FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_real_network_has_the_cache_and_the_blind_spot_of_its_configuration(family, tmp_path):
     """Numbers in the cache are counted, and the mean of a prompt vector is moved, in a network of `transformers`."""

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 
 import chapters
@@ -74,6 +75,14 @@ def test_the_search_for_typed_numbers_would_find_one():
         "---\na: 0.1\n---\nrecall $0.5$ and `0.7` of {glue:text}`x:.3f`\n```{code-cell}\n0.9\n```\nbut also 0.83 here"
     )
     assert re.findall(r"\d\.\d+", prose(text)) == ["0.83"]
+
+
+def test_the_code_of_chapters_has_nothing_unused_or_undefined(tmp_path):
+    for chapter in CHAPTERS:
+        jupytext.write(jupytext.reads(chapter.text, fmt="md:myst"), tmp_path / f"{chapter.name}.ipynb")
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_imports_are_followed_transitively(monkeypatch, tmp_path):

@@ -1,6 +1,5 @@
 """One layer and a shared read token: floors against brute force, written prompts and updates against the network."""
 
-import itertools
 import math
 
 import numpy as np
@@ -23,10 +22,6 @@ def network(seed=0, **architecture):
 
 def normal(generator, *shape):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def texts_of(contents, read):
-    return torch.stack([contents, read.expand_as(contents)], 1)
 
 
 ONE = dict(d=9, q=5, heads=1, d_k=4, d_v=5)
@@ -101,7 +96,7 @@ def test_shared_tokens_get_the_same_attention_in_every_head(norm, positions):
     model, generator = network(4, d=12, q=3, heads=3, d_k=4, d_v=2, norm=norm, positions=positions, causal=True)
     contents, read = construct.shared_token_data(model, 4, generator=generator)
     assert torch.linalg.matrix_rank(contents) == 4
-    (seen,), _ = construct.own_and_prompt(model, texts_of(contents, read))
+    (seen,), _ = construct.own_and_prompt(model, construct.shared_texts(contents, read))
     assert (seen.pattern[..., -1, :] - seen.pattern[:1, :, -1]).abs().max() < 1e-10
     if norm == "none":
         assert (seen.pattern[..., -1, :] - 0.5).abs().max() < 1e-10
@@ -140,7 +135,7 @@ def test_a_swap_costs_half_the_squared_distance_whatever_the_masses():
     contents, read = normal(generator, 2, 9), normal(generator, 9)
     logits, masses, _ = construct.without_prompt(model, contents, read)
     assert masses.max() > 2 * masses.min()
-    queries, y = texts_of(contents, read), logits.flip(0)
+    queries, y = construct.shared_texts(contents, read), logits.flip(0)
     errors = tune.levenberg_marquardt(model, queries, y.expand(4, -1, -1), normal(generator, 4, 3, 9), steps=60).error
     errors = errors * y.numel()
     floor = (logits[0] - logits[1]).square().sum() / 2
@@ -175,7 +170,7 @@ def test_no_prompt_is_below_the_floor_and_one_token_reaches_it():
     logits, _, values = construct.without_prompt(model, contents, read)
     assert (logits - (read @ model.unembedding + values.sum(1))).abs().max() < 1e-12
     assert (logits - model(contents[:, None], read[None, None])[:, 0]).abs().max() < 1e-12
-    y, queries = logits.flip(0), texts_of(contents, read)
+    y, queries = logits.flip(0), construct.shared_texts(contents, read)
     floor, _ = bounds.equal_mass_floor(values.numpy(), y.numpy())
     assert floor == pytest.approx((logits[0] - logits[1]).square().sum().item() / 2)
     for m in (1, 20):
@@ -265,8 +260,8 @@ def test_tuned_labelings_are_the_allowed_ones():
     thresholds = {tuple(int(i in order[k:]) for i in range(4)) for k in range(5)}  # an independent count
     allowed, _ = construct.price_labelings((masses * logits).numpy())
     assert {tuple(y) for y in allowed.tolist()} == thresholds
-    labels = torch.tensor(list(itertools.product(range(2), repeat=4))).repeat_interleave(4, 0)
-    queries = texts_of(contents, read)
+    labels = tasks.all_labels(4, 2).repeat_interleave(4, 0)
+    queries = construct.shared_texts(contents, read)
     prompts, success = construct.tune_labels(model, queries, labels, normal(generator, 64, 3, 8), steps=150)
     assert (success == (model(prompts, queries).argmax(-1) == labels).all(1)).all()
     assert {tuple(y) for y in labels[success].tolist()} == thresholds

@@ -17,7 +17,6 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import chapters
@@ -61,12 +60,10 @@ def run_kernel(chapter: chapters.Chapter, parameters: dict, output: Path, timeou
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # progress bars want a widget that is not used
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["IPYTHONDIR"] = scratch  # a user's start-up files must not change a result
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # papermill wonders about the temporary file's name
-            papermill.execute_notebook(
-                jupytext.reads(chapter.text, fmt="md:myst"), str(output), parameters=parameters, kernel_name="python3",
-                cwd=str(chapters.ROOT), progress_bar=False, execution_timeout=timeout,
-            )  # fmt: skip
+        papermill.execute_notebook(
+            jupytext.reads(chapter.text, fmt="md:myst"), str(output), parameters=parameters, kernel_name="python3",
+            cwd=str(chapters.ROOT), progress_bar=False, execution_timeout=timeout,
+        )  # fmt: skip
 
 
 def hide_injected(path: Path) -> None:

@@ -455,12 +455,17 @@ def value_swap(
     return torch.linalg.pinv(tokens) @ wanted, Vh[:r] @ tokens[:n] @ block.value
 
 
+def shared_texts(contents: Float[Tensor, "n d"], read: Float[Tensor, " d"]) -> Float[Tensor, "n 2 d"]:
+    """The texts (x_i, x_0) that share the token they are read at."""
+    return torch.stack([contents, read.expand_as(contents)], 1)
+
+
 def without_prompt(model: Transformer, contents: Float[Tensor, "n d"], read: Float[Tensor, " d"]):
     """(logits [n, q], masses [n, H], values [n, H, q]) of the sequences (x_i, x_0) at x_0 in one layer.
 
     `values` is what each head adds to the logits, without token-wise network and final norm.
     """
-    layers, logits = own_and_prompt(model, torch.stack([contents, read.expand_as(contents)], 1))
+    layers, logits = own_and_prompt(model, shared_texts(contents, read))
     c, seen = model.config, layers[0]
     out = (model.blocks[0].output @ model.unembedding).unflatten(0, (c.heads, c.d_v))  # [H, d_v, q]
     return logits[:, -1], seen.log_mass[..., -1].exp(), torch.einsum("nhv,hvq->nhq", seen.heads[..., -1, :], out)
