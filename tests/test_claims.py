@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 
@@ -157,6 +158,21 @@ def test_the_verdict_box_shows_the_worst_first_and_escapes(record):
     assert r"\(a|b\)" in html
     assert r"$a\|b$" in box._repr_markdown_()
     assert repr(box) == "3 claims: 1 violated, 1 pending, 1 holds"
+
+
+def test_a_file_is_whole_or_the_old_one(tmp_path, monkeypatch):
+    path = claims.write_bytes(tmp_path / "new" / "a.txt", b"old")
+
+    def full_disk(self, content):
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(claims.Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        claims.write_bytes(path, b"new content")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
 
 
 def test_numbers_read_well():

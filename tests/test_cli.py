@@ -327,15 +327,34 @@ def test_a_loss_that_is_not_finite_is_reported_and_the_rest_is_written(checkpoin
     assert len(rows(tmp_path / "cram.csv")) == 12
 
 
-def test_a_reader_of_the_progress_bar_that_leaves(checkpoint, tmp_path):
-    reader, writer = os.pipe()
-    os.close(reader)
-    line = [sys.executable, "-m", "prompt_memory.cli", *sweep(checkpoint, tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    gone = subprocess.run(line, stdout=subprocess.PIPE, stderr=writer, text=True, check=False, env=environment)
-    os.close(writer)
-    assert (gone.returncode, gone.stdout) == (1, "")
-    assert not list(tmp_path.glob("*.writing"))
+class Leaving(io.StringIO):
+    """A standard error whose reader leaves when the bar shows that a string is done."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.file, self.gone = path.open("w"), False
+
+    def write(self, text):
+        self.gone |= "/12" in text and "0/12" not in text
+        if self.gone:
+            raise BrokenPipeError
+        return super().write(text)
+
+    def fileno(self):
+        return self.file.fileno()
+
+
+def test_a_reader_of_the_progress_bar_that_leaves(checkpoint, tmp_path, capsys, monkeypatch):
+    stream = Leaving(tmp_path / "stderr")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        assert cli.main(sweep(checkpoint, tmp_path)) == 1
+    assert stream.gone
+    assert os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))  # the interpreter's last flush goes nowhere
+    stream.file.close()
+    assert capsys.readouterr().out == ""
+    assert len(rows(tmp_path / "cram.csv")) >= 2
+    assert len(list((tmp_path / "chunks").iterdir())) >= 1
 
 
 def test_random_strings_need_no_tokenizer(checkpoint, tmp_path):

@@ -595,7 +595,12 @@ def test_names_are_looked_up_in_the_cache_and_then_on_the_hub(folders, tmp_path,
 
     refused(lambda: hf.load("no/such/folder"), "no folder no/such/folder, and it cannot be a name on the hub$")
     answers = {
-        "a/b": (OSError("no route"), "not in the cache, and the hub cannot be reached: name a folder"),
+        "a/b": (OSError("no route"), "not in the cache, and the hub cannot be reached: name a folder .*no route"),
+        "e/f": (
+            ValueError("Expecting value: line 1"),
+            "the hub cannot be reached: .*Expecting value",
+        ),  # a portal's page
+        "g/h": (ImportError("no socksio"), "the hub cannot be reached: .*no socksio"),  # a proxy the client cannot use
         "c/d": (errors.RepositoryNotFoundError, "no folder c/d, and the hub knows no such model$"),
     }
 
@@ -607,6 +612,12 @@ def test_names_are_looked_up_in_the_cache_and_then_on_the_hub(folders, tmp_path,
     for name, (_, message) in answers.items():
         refused(lambda name=name: hf.load(name), message)
         refused(lambda name=name: hf.tokenizer(name), message)
+    monkeypatch.undo()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # a port where nobody listens
+    refused(lambda: hf.load("a/b"), "the hub cannot be reached: .*refused")
+    monkeypatch.undo()
+    monkeypatch.setattr(HfApi, "model_info", model_info)
     # a whole model in the cache is read from there, the hub is not asked
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     place = tmp_path / "models--a--b"

@@ -655,6 +655,35 @@ def assert_same(one, two):
     assert all(torch.equal(part, other) for part, other in zip(one, two, strict=True))
 
 
+def test_the_aimed_loss_is_its_formula():
+    """min(c, 3)·c for each label before the goal, c = −ln softmax, and its gradient with the factor held fixed."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(5, 6, 3, generator=generator, dtype=torch.float64)
+    wanted = torch.randint(3, (5, 6), generator=generator)
+    goal = torch.tensor([3, 1, 6, 2, 5])
+    moving = logits.clone().requires_grad_()
+    loss, won = tune.aimed_loss(moving, wanted, goal, 0.5)
+    (gradient,) = torch.autograd.grad(loss.sum(), moving)
+    capped = 0
+    for run in range(5):
+        expected = 0.0
+        for place in range(6):
+            row, label = logits[run, place].tolist(), int(wanted[run, place])
+            others = max(x for k, x in enumerate(row) if k != label)
+            assert bool(won[run, place]) == (row[label] - others > 0.5)
+            if place >= goal[run]:
+                assert not gradient[run, place].any()
+                continue
+            p = [math.exp(x) / sum(map(math.exp, row)) for x in row]
+            cost = -math.log(p[label])
+            capped += cost > 3
+            expected += min(cost, 3) * cost
+            slope = [min(cost, 3) * (p[k] - (k == label)) for k in range(3)]
+            assert gradient[run, place].tolist() == pytest.approx(slope, rel=1e-9)
+        assert loss[run].item() == pytest.approx(expected, rel=1e-12)
+    assert capped
+
+
 @pytest.mark.parametrize("search", [tune.cram, tune.longest_prefix])
 def test_a_resumed_search_is_an_uninterrupted_one(tmp_path, searches, search):
     model, strings = reader(torch.float32), some_strings(8, 4)
@@ -669,7 +698,7 @@ def test_a_resumed_search_is_an_uninterrupted_one(tmp_path, searches, search):
         del searches[:]
         assert_same(search(model, strings, 2, directory=str(tmp_path / "deep" / "er"), **CHUNKED), whole)
         assert len(searches) == 1
-        assert sorted((tmp_path / "deep" / "er").iterdir()) == files
+        assert sorted((tmp_path / "deep" / "er").glob("*.safetensors")) == files
     del searches[:]
     assert_same(search(model, strings, 2, directory=tmp_path / "deep" / "er", **CHUNKED), whole)
     assert searches == []

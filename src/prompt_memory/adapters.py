@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from prompt_memory import bounds
 from prompt_memory.bench import export_gpt2, peft_gpt2
+from prompt_memory.checks import integers
 from prompt_memory.tasks import digits, random_labels
 from prompt_memory.transformer import Transformer
 
@@ -193,8 +194,7 @@ def rounded(adapted: nn.Module, bits: int, start: Sequence[Tensor] | None = None
     largest change in the tensor, in float32.  If `start` is fixed before any label is seen, the result is one of 2^B
     adaptations with B = bits·D + 32·(number of tensors).  ValueError unless bits is an integer >= 1.
     """
-    if not isinstance(bits, int) or isinstance(bits, bool) or bits < 1:
-        raise ValueError(f"bits must be an integer >= 1, not {bits!r}")
+    (bits,) = integers(bits=bits)
     weights = trained(adapted)
     origin = [torch.zeros_like(weight) for weight in weights] if start is None else start
     for weight, zero in zip(weights, origin, strict=True):

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 
 from prompt_memory import bounds, intervals
+from prompt_memory.checks import integers
 from prompt_memory.transformer import Transformer, TransformerConfig
 
 # --- keys ----------------------------------------------------------------------------------------------------------
@@ -26,14 +27,14 @@ from prompt_memory.transformer import Transformer, TransformerConfig
 
 def circle_keys(n: int) -> Float[np.ndarray, "n 2"]:
     """n keys evenly spaced on the circle: the best code in d_k = 2.  ValueError for n < 1."""
-    _count("n", n)
+    integers(n=n)
     angle = 2 * math.pi * np.arange(n) / n
     return np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
 def fibonacci_keys(n: int) -> Float[np.ndarray, "n 3"]:
     """n keys on the sphere, d_k = 3, along the golden spiral: a good code, not the best one.  ValueError for n < 1."""
-    _count("n", n)
+    integers(n=n)
     height = 1 - (2 * np.arange(n) + 1) / n
     angle = math.pi * (3 - math.sqrt(5)) * np.arange(n)
     radius = np.sqrt(1 - height**2)
@@ -42,8 +43,7 @@ def fibonacci_keys(n: int) -> Float[np.ndarray, "n 3"]:
 
 def random_keys(n: int, d_k: int, rng: np.random.Generator) -> Float[np.ndarray, "n d_k"]:
     """n keys uniform on the sphere of R^{d_k}, independent.  ValueError for n < 1 or d_k < 1."""
-    _count("n", n)
-    _count("d_k", d_k)
+    integers(n=n, d_k=d_k)
     keys = rng.standard_normal((n, d_k))
     return keys / np.linalg.norm(keys, axis=1, keepdims=True)
 
@@ -135,7 +135,7 @@ def retained_bits(recall: float, facts: int) -> float:
 
     At most what is really retained, by convexity of R_2.  ValueError unless 0 <= recall <= 1 and facts >= 1.
     """
-    return _count("facts", facts) * bounds.rate(1 - float(recall), 2)
+    return integers(facts=facts)[0] * bounds.rate(1 - float(recall), 2)
 
 
 def poisson_recall(kappa: float, *, eps: float, samples: int, rng: np.random.Generator, reach: float = 4.0) -> float:
@@ -147,7 +147,7 @@ def poisson_recall(kappa: float, *, eps: float, samples: int, rng: np.random.Gen
     """
     if not kappa > 0:
         raise ValueError(f"kappa must be > 0, not {kappa!r}")
-    samples = _count("samples", samples)
+    (samples,) = integers(samples=samples)
     counts = rng.poisson(2 * reach, size=samples)
     places = rng.uniform(-reach, reach, size=(samples, counts.max()))
     weights = np.exp(-2 * math.pi**2 * kappa * places**2) * (np.arange(counts.max()) < counts[:, None])
@@ -191,8 +191,8 @@ def best_load(
     without half the best so far.  The recall returned is measured on fresh labelings: choosing the best of many noisy
     numbers would flatter it.  `most` limits M.  ValueError for counts below 1.
     """
-    tokens, trials = _count("tokens", tokens), _count("trials", trials)
-    most = tokens if most is None else min(tokens, _count("most", most))
+    tokens, trials = integers(tokens=tokens, trials=trials)
+    most = tokens if most is None else min(tokens, integers(most=most)[0])
 
     def trial(facts: int) -> Float[np.ndarray, " T"]:
         labels = signs((max(2, min(trials, 2**20 // facts)), facts), rng)
@@ -280,7 +280,7 @@ def head_network(
     `context_scaling="log"`; the value is u.  With `norm="rms"` (ε₀ = 0) query and token are rescaled to the length
     √(d_k + 1) first, whatever ρ is.  Use it with `own_token=False`.  ValueError unless scale > 0 is finite.
     """
-    d_k = _count("d_k", d_k)
+    (d_k,) = integers(d_k=d_k)
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a finite number > 0, not {scale}")
     network = Transformer(
@@ -304,7 +304,7 @@ def head_prompt(
     if values.ndim != 2 or np.ndim(keys) != 2 or values.shape[1] != len(keys):
         raise ValueError(f"keys [M, d_k] and values [T, M] do not fit: {list(np.shape(keys))}, {list(values.shape)}")
     keys = (length * torch.as_tensor(np.asarray(keys, float))).expand(len(values), -1, -1)
-    return torch.cat([keys, values[..., None]], -1).repeat(1, _count("copies", copies), 1)
+    return torch.cat([keys, values[..., None]], -1).repeat(1, integers(copies=copies)[0], 1)
 
 
 def head_queries(keys: Float[np.ndarray, "M d_k"]) -> Float[torch.Tensor, "M d"]:
@@ -325,9 +325,8 @@ def search_addresses(
     odds are max_i Σ_{j≠i} w_j e^{B⟨x_i, y_j⟩} / (w_i e^{B⟨x_i, y_i⟩}).  Found, not least: an optimiser's answer.
     ValueError for counts below 1 (2 for `facts`).
     """
-    _count("facts - 1", facts - 1)
-    for name, value in (("d_k", d_k), ("restarts", restarts), ("steps", steps)):
-        _count(name, value)
+    integers(2, facts=facts)
+    integers(d_k=d_k, restarts=restarts, steps=steps)
     shape = (restarts, facts, d_k)
     start = torch.randn(shape, generator=generator, dtype=torch.float64)
     jitter = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -389,7 +388,7 @@ def compensated_values(
 
 def decimal_attention(M: int, logit_range: float) -> list[Decimal]:
     """Softmax weights of a circle of M keys, seen from key 0, in the digits of the current decimal context."""
-    row = [(Decimal(logit_range) * c).exp() for c in decimal_cosines(_count("M", M))]
+    row = [(Decimal(logit_range) * c).exp() for c in decimal_cosines(integers(M=M)[0])]
     total = sum(row)
     return [x / total for x in row]
 
@@ -418,12 +417,6 @@ def decimal_cosines(M: int) -> list[Decimal]:
                 term *= -x * x / (n * (n - 1))
             result.append(total)
     return [+x for x in result]
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, not {value!r}")
-    return int(value)
 
 
 def _logit_range(value: float) -> float:

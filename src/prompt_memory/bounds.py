@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize, special, stats
 
+from prompt_memory.checks import integers
+
 # --- Theorem 1: counting -------------------------------------------------------------------------------------------
 
 
@@ -25,7 +27,7 @@ def counting_bits(d: int, m: int, bits_per_coordinate: int) -> float:
     No frozen network, however deep, can be made to memorise more labelings than there are prompts, so this bounds
     Mem_γ(m) for every margin γ >= 0 (Theorem 1).  ValueError if an argument is not an integer >= 1.
     """
-    d, m, b = positive_integers(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
+    d, m, b = integers(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
     return float(b * d * m)
 
 
@@ -37,13 +39,13 @@ def multiset_bits(d: int, m: int, bits_per_coordinate: int) -> float:
     Grows like (2^{bd} − 1) log2 m, not like m, once m is much larger than 2^{bd}.
     ValueError if an argument is not an integer >= 1.
     """
-    d, m, b = positive_integers(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
+    d, m, b = integers(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
     return _log2_binomial(2 ** (b * d) + m - 1, m)
 
 
 def hard_prompt_bits(vocabulary: int, m: int) -> float:
     """m log2(vocabulary), the bits in a hard prompt of m tokens (Theorem 1).  ValueError unless both are >= 1."""
-    vocabulary, m = positive_integers(vocabulary=vocabulary, m=m)
+    vocabulary, m = integers(vocabulary=vocabulary, m=m)
     return m * math.log2(vocabulary)
 
 
@@ -181,7 +183,7 @@ def entropy_bits(d: int, m: int, radius: float, lipschitz: float, eps: float) ->
     tables of answers, when only answers with margin 2ε count.  `lipschitz` may be infinite: then so is the bound.
     ValueError unless d and m are integers >= 1, radius >= 0 is finite, lipschitz >= 0 and eps > 0 is finite.
     """
-    d, m = positive_integers(d=d, m=m)
+    d, m = integers(d=d, m=m)
     radius = _nonnegative("radius", radius)
     lipschitz = _nonnegative("lipschitz", lipschitz, finite=False)
     if not _nonnegative("eps", eps) > 0:
@@ -224,7 +226,7 @@ def frobenius_lipschitz(
     Grows like √n up to n ≈ e^{2B} and then stays below ‖V‖(B + √(1 + B²)e^B) (Proposition 2c).
     ValueError as in `head_lipschitz`, or unless `tokens` is an integer >= 1.
     """
-    (n,) = positive_integers(tokens=tokens)
+    (n,) = integers(tokens=tokens)
     alone, moving = (head_lipschitz(A, V, radius, moving_query) for moving_query in (False, True))
     B = _spectral(_matrix("A", A)) * float(radius) ** 2
     attended = n / (1 + (n - 1) * math.exp(-2 * B))  # no token gets more attention from all n together
@@ -264,7 +266,7 @@ def network_lipschitz(
     if c.context_scaling == "log":
         if keys is None:
             raise ValueError("the softmax is scaled with the context: give keys, the largest number of tokens seen")
-        temperature *= math.log(positive_integers(keys=keys)[0])
+        temperature *= math.log(integers(keys=keys)[0])
     slope = 1.0  # of a norm, its gain apart
     if c.norm != "none":
         square = c.norm_eps + _nonnegative("least_norm", least_norm) ** 2 / c.d
@@ -424,7 +426,7 @@ def effective_dimension(
     that a softmax cannot see are subtracted.  Returns an int.
     ValueError for m < 1, an unknown option, or a network for which no formula is established.
     """
-    (m,) = positive_integers(m=m)
+    (m,) = integers(m=m)
     for name, value, allowed in (("tuning", tuning, ("soft", "prefix")), ("read", read, ("fixed", "moving"))):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
@@ -541,7 +543,7 @@ def accessible_slope(d: int, vocabulary: int, radius: float, eps: float) -> floa
     arXiv 2605.22223 on the slope of accessible length against prompt length.  Returns tokens per prompt vector.
     ValueError unless d >= 1 and vocabulary >= 2 are integers and radius and eps are positive and finite.
     """
-    d, vocabulary = positive_integers(d=d, vocabulary=vocabulary)
+    d, vocabulary = integers(d=d, vocabulary=vocabulary)
     if vocabulary < 2:
         raise ValueError("a vocabulary of one token carries no information: give vocabulary >= 2")
     for name, value in (("radius", radius), ("eps", eps)):
@@ -603,25 +605,15 @@ def _log2_binomial(n: int, k: int) -> float:
     return math.fsum(math.log2(n - i) - math.log2(i + 1) for i in range(k))
 
 
-def positive_integers(**values) -> list[int]:
-    """The values as Python integers, which do not overflow; ValueError that names the first one below 1."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, not {value!r}")
-    return [int(value) for value in values.values()]
-
-
 def _classes(q: int) -> int:
-    if isinstance(q, bool) or not isinstance(q, int | np.integer) or q < 2:
-        raise ValueError(f"q, the number of classes, must be an integer >= 2, not {q!r}")
-    return int(q)
+    return integers(2, **{"q, the number of classes,": q})[0]
 
 
 def _labels(bits: float, n: int, q: int) -> tuple[int, int]:
     """(n, q) checked, and bits checked with them."""
     if not bits >= 0:
         raise ValueError(f"bits must be a number >= 0, not {bits}")
-    return positive_integers(n=n)[0], _classes(q)
+    return integers(n=n)[0], _classes(q)
 
 
 # --- Theorem 4′: construction --------------------------------------------------------------------------------------
@@ -633,7 +625,7 @@ def construction_bits(d: int, d_k: int, m: int, levels: int = 2) -> float:
     d_k coordinates of each token are its key, each of the others holds one of `levels` values (Theorem 4′).
     ValueError if an argument is not an integer >= 1, or unless d_k < d.
     """
-    d, d_k, m, levels = positive_integers(d=d, d_k=d_k, m=m, levels=levels)
+    d, d_k, m, levels = integers(d=d, d_k=d_k, m=m, levels=levels)
     return m * _value_coordinates(d, d_k) * math.log2(levels)
 
 
@@ -685,7 +677,7 @@ def cosine_logit_range(m: int, cosine: float, *, leak: float = 0.25, own_token: 
     condition B(1 − c) >= ln(3(m − 1)).  Sharp where all cosines are equal.  A query that attends to itself counts as
     one more token.  ValueError unless m >= 1, −1 <= cosine < 1 and 0 < leak < 1.
     """
-    (m,) = positive_integers(m=m)
+    (m,) = integers(m=m)
     if not -1 <= cosine < 1:
         raise ValueError(f"the largest cosine must lie in [-1, 1), not {cosine}")
     odds, others = _odds(leak), m - 1 + bool(own_token)
@@ -699,7 +691,7 @@ def necessary_logit_range(m: int, amplitude: float) -> float:
     with modulus >= g = `amplitude`, and logits lie in [−B, B], then B is at least this (Theorem 4′).
     ValueError unless m >= 1 and 0 < amplitude < 1.
     """
-    (m,) = positive_integers(m=m)
+    (m,) = integers(m=m)
     if not 0 < amplitude < 1:
         raise ValueError(f"amplitude must lie between 0 and 1, not {amplitude}")
     return max(0.0, math.log((m - 1) * amplitude**2 / (1 - amplitude**2)) / 2) if m > 1 else 0.0
@@ -714,7 +706,7 @@ def code_size_bits(d_k: int, cosine: float, *, signs: bool = False) -> float:
     fewer than d_k(1−c)/2 fair coins fall on one side, at most e^{−c²d_k/2} (Theorem 4′, part 3).
     ValueError unless d_k >= 1 (with real keys 2) and 0 <= cosine < 1.
     """
-    (d_k,) = positive_integers(d_k=d_k)
+    (d_k,) = integers(d_k=d_k)
     if not 0 <= cosine < 1:
         raise ValueError(f"the largest cosine must lie in [0, 1), not {cosine}")
     if signs:
@@ -771,10 +763,9 @@ def affine_patterns(functions: int, dimension: int) -> int:
     Equal to the number of regions of k hyperplanes in general position (Theorem 3′).  Exact, an int.
     ValueError unless functions >= 0 and dimension >= 1 are integers.
     """
-    (dimension,) = positive_integers(dimension=dimension)
-    if isinstance(functions, bool) or not isinstance(functions, int | np.integer) or functions < 0:
-        raise ValueError(f"functions must be an integer >= 0, not {functions!r}")
-    return sum(math.comb(int(functions), i) for i in range(min(dimension, int(functions)) + 1))
+    (dimension,) = integers(dimension=dimension)
+    (functions,) = integers(0, functions=functions)
+    return sum(math.comb(functions, i) for i in range(min(dimension, functions) + 1))
 
 
 def piecewise_linear_bits(n: int, coordinates: int, widths, q: int = 2) -> float:
@@ -786,8 +777,8 @@ def piecewise_linear_bits(n: int, coordinates: int, widths, q: int = 2) -> float
     the first grows like D log2 n, the second is linear in D (Theorem 3′, part 1).
     ValueError if a count is not an integer >= 1 or q < 2.
     """
-    n, D, q = *positive_integers(n=n, coordinates=coordinates), _classes(q)
-    widths = [positive_integers(width=width)[0] for width in widths]
+    n, D, q = *integers(n=n, coordinates=coordinates), _classes(q)
+    widths = [integers(width=width)[0] for width in widths]
     comparisons = q * (q - 1) // 2
     pieces, functions = 1, 0  # of one query
     for width in widths:
@@ -805,11 +796,10 @@ def one_coordinate_bits(n: int, heads: int, mlp: int, tokens: int = 1) -> float:
     (0: none), q = 2.  Z = 2 (tokens + 1)^H − 2 bounds the zeros of an exponential polynomial (Theorem 3′, part 2).
     ValueError if a count is not an integer >= 1 (mlp: >= 0).
     """
-    n, heads, tokens = positive_integers(n=n, heads=heads, tokens=tokens)
-    if isinstance(mlp, bool) or not isinstance(mlp, int | np.integer) or mlp < 0:
-        raise ValueError(f"mlp must be an integer >= 0, not {mlp!r}")
+    n, heads, tokens = integers(n=n, heads=heads, tokens=tokens)
+    (mlp,) = integers(0, mlp=mlp)
     zeros = 2 * (tokens + 1) ** heads - 2
-    return min(float(n), math.log2(1 + n * (int(mlp) * zeros + 1) * zeros))
+    return min(float(n), math.log2(1 + n * (mlp * zeros + 1) * zeros))
 
 
 def universality_tokens(eps: float, inputs: int, d: int, bits_per_coordinate: int) -> int:
@@ -819,7 +809,7 @@ def universality_tokens(eps: float, inputs: int, d: int, bits_per_coordinate: in
     differ from it by at most eps everywhere, then m is at least this (Theorem 1 applied to K^inputs bumps).
     ValueError unless 0 < eps < 1/2 and the counts are integers >= 1.
     """
-    inputs, d, b = positive_integers(inputs=inputs, d=d, bits_per_coordinate=bits_per_coordinate)
+    inputs, d, b = integers(inputs=inputs, d=d, bits_per_coordinate=bits_per_coordinate)
     if not 0 < eps < 0.5:
         raise ValueError(f"eps must lie strictly between 0 and 1/2, not {eps}")
     return -(-((math.ceil(1 / (2 * eps)) - 1) ** inputs) // (b * d))
@@ -832,7 +822,7 @@ def float_bits(radius: float, *, exponent: int, fraction: int) -> float:
     subnormal numbers, without infinities; the two zeros count once.  The bits a coordinate of bounded size can hold in
     Theorem 1.  ValueError unless radius >= 0 and the widths are integers >= 1, exponent <= 11 and fraction <= 52.
     """
-    exponent, fraction = positive_integers(exponent=exponent, fraction=fraction)
+    exponent, fraction = integers(exponent=exponent, fraction=fraction)
     if exponent > 11 or fraction > 52:
         raise ValueError("formats wider than double precision are not counted")
     if not radius >= 0:
@@ -860,9 +850,9 @@ def caratheodory_count(n: int, heads: int, d_v: int, *, own: bool = False, token
     A query that also reads other fixed tokens counts like one that attends itself.  For the cache of a causal network
     of L layers take n·L in place of n (Theorem 5).  ValueError unless all counts are integers >= 1.
     """
-    n, heads, d_v = positive_integers(n=n, heads=heads, d_v=d_v)
+    n, heads, d_v = integers(n=n, heads=heads, d_v=d_v)
     count = n * heads * d_v + (not own)
-    return count if tokens is None else min(count, *positive_integers(tokens=tokens))
+    return count if tokens is None else min(count, *integers(tokens=tokens))
 
 
 # --- Theorem 6: moments --------------------------------------------------------------------------------------------
@@ -885,7 +875,7 @@ def head_moment_count(k: int, d_k: int, d_v: int, heads: int = 1) -> int:
     the constant once.  So many weighted tokens stand for a prompt of any length (Theorem 6, part 3).
     ValueError unless d_k, d_v, heads >= 1 and k >= 0 are integers.
     """
-    d_v, heads = positive_integers(d_v=d_v, heads=heads)
+    d_v, heads = integers(d_v=d_v, heads=heads)
     return heads * (math.comb(*_degree(d_k, k, 0)) * (1 + d_v) - 1) + 1
 
 
@@ -1003,10 +993,9 @@ _MOST_REMAINDER = 40  # of k and of B
 
 def _degree(d: int, k: int, more: int) -> tuple[int, int]:
     """(d + k + more, k + more), the arguments of a binomial coefficient."""
-    (d,) = positive_integers(d=d)
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 0:
-        raise ValueError(f"k must be an integer >= 0, not {k!r}")
-    return d + int(k) + more, int(k) + more
+    (d,) = integers(d=d)
+    (k,) = integers(0, k=k)
+    return d + k + more, k + more
 
 
 def _remainder_arguments(k: int, B: float) -> tuple[int, float]:
@@ -1139,7 +1128,7 @@ def wasserstein_constant(
         return 0.0
     if tokens is None:
         return v * _measure_slope(a, keys, query, 1.0, 0.0)
-    (m,) = positive_integers(tokens=tokens)
+    (m,) = integers(tokens=tokens)
     B = a * keys * query
     if m == 1 or math.isinf(B):  # one token has all the attention
         return v if m == 1 else math.inf
@@ -1259,7 +1248,7 @@ def snapped_multiset_bits(d: int, m: int, radius: float, lipschitz: float, eps: 
     number of tokens in every cell of diameter 2ε/Λ differ by at most 2ε.  Grows like M log2 m: below Theorem 2 for long
     prompts, above Theorem 7 for longer ones.  ValueError as in `entropy_bits`.
     """
-    d, m = positive_integers(d=d, m=m)
+    d, m = integers(d=d, m=m)
     ratio = _nonnegative("radius", radius) * _nonnegative("lipschitz", lipschitz, finite=False)
     if not _nonnegative("eps", eps) > 0:
         raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
@@ -1287,7 +1276,7 @@ def block_error(
     from the constants of Lemma 7a layer by layer; 0 for one layer (Theorem 7, part 4).  Arguments and ValueError as in
     `network_wasserstein`; `blocks` is an integer >= 1.  Networks that are not causal or have positions are refused.
     """
-    (K,) = positive_integers(blocks=blocks)
+    (K,) = integers(blocks=blocks)
     if config.positions != "none" or not config.causal:
         raise ValueError("blocks are defined for causal networks without positions: others see order everywhere or not")
     layers, reading, slope = _measure_layers(config, weights, radius, query_radius, least_norm, differences)
@@ -1313,7 +1302,7 @@ def causal_mean_field_bits(
     Bounds Mem_{2ε}(m) for every m if `block_error` at K = `blocks` is at most ε/2 and positions are not used: K times
     `mean_field_bits` at ε/2 (Theorem 7, part 4).  ValueError as there, or unless `blocks` is an integer >= 1.
     """
-    (K,) = positive_integers(blocks=blocks)
+    (K,) = integers(blocks=blocks)
     return K * mean_field_bits(d=d, radius=radius, lipschitz=lipschitz, wasserstein=wasserstein, eps=eps / 2)
 
 
@@ -1377,7 +1366,7 @@ def _measure_layers(config, weights, radius: float, query_radius: float, least_n
 
 
 def _mean_field(d, radius, lipschitz, wasserstein, eps) -> tuple[int, float, float, float, float]:
-    (d,) = positive_integers(d=d)
+    (d,) = integers(d=d)
     if not _nonnegative("eps", eps) > 0:
         raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
     constants = (_nonnegative(name, value, finite=False) for name, value in
@@ -1406,7 +1395,7 @@ def addressed_facts(d_k: int, B: float, eps: float) -> float:
     recalled with margin 2ε; Δ = `pairwise_gap`(ε).  Any number of tokens, of any multiplicity (Proposition 9a, part 1);
     inf above e^700.  ValueError unless d_k >= 1, B >= 0 is finite and 0 < ε < 1.
     """
-    (d_k,) = positive_integers(d_k=d_k)
+    (d_k,) = integers(d_k=d_k)
     base = 1 + math.sqrt(2 * _range(B) / pairwise_gap(eps))
     return base**d_k if d_k * math.log(base) < 700 else math.inf
 
@@ -1416,7 +1405,7 @@ def addressing_logit_range(d_k: int, facts: int, eps: float) -> float:
 
     ValueError unless d_k >= 1, facts >= 1 and 0 < ε < 1.
     """
-    d_k, M = positive_integers(d_k=d_k, facts=facts)
+    d_k, M = integers(d_k=d_k, facts=facts)
     return pairwise_gap(eps) / 2 * (M ** (1 / d_k) - 1) ** 2
 
 
@@ -1427,7 +1416,7 @@ def sphere_facts(d_k: int, B: float, eps: float) -> float:
     fraction of the sphere within the angle ψ of a point.  1 if 2B <= Δ; for d_k = 1 there are two keys.  Grows like
     B^{(d_k−1)/2} (Proposition 9a, part 2).  ValueError as in `addressed_facts`.
     """
-    (d_k,) = positive_integers(d_k=d_k)
+    (d_k,) = integers(d_k=d_k)
     gap = pairwise_gap(eps)
     if 2 * _range(B) <= gap:
         return 1.0
@@ -1467,7 +1456,7 @@ def shell_logit_range(d_k: int, separation: float, eps: float) -> float:
     holds at most (2t+1)^{d_k} points at distances >= s (Proposition 9c).  Without the logarithm of the number of keys,
     which `cosine_logit_range` has.  ValueError unless d_k >= 1, 0 < separation <= 2 and 0 < ε < 1.
     """
-    (d_k,) = positive_integers(d_k=d_k)
+    (d_k,) = integers(d_k=d_k)
     if not 0 < separation <= 2:
         raise ValueError(f"separation is a distance of unit vectors, above 0 and at most 2, not {separation!r}")
     odds, t = math.exp(-pairwise_gap(eps)), np.arange(2, 200 + 10 * d_k, dtype=float)
@@ -1492,7 +1481,7 @@ def expected_leak_odds(n: int, d_k: int, B: float) -> float:
     labels, with probability at least 1 − odds·(1+ε)/(1−ε) (Proposition 9b).
     ValueError unless n >= 1, d_k >= 2 and B >= 0 is finite.
     """
-    n, d_k = positive_integers(n=n, d_k=d_k)
+    n, d_k = integers(n=n, d_k=d_k)
     if d_k < 2:
         raise ValueError("uniform keys need d_k >= 2")
     B, order = _range(B), d_k / 2 - 1
@@ -1514,7 +1503,7 @@ def circle_gain_log2(n: int, B: float) -> float:
     the least has l = ⌊n/2⌋ and is about 2 (eB/n)^{n/2} for even n.  Values that make every label readable shrink
     the margin by about this factor (Proposition 9f).  ValueError unless n >= 1 and 0 < B <= 10^9.
     """
-    (n,) = positive_integers(n=n)
+    (n,) = integers(n=n)
     if not 0 < _range(B) <= 1e9:
         raise ValueError(f"B must be > 0 and at most 1e9, not {B!r}")
 
@@ -1547,7 +1536,7 @@ def dilution(n: int, logit_range: float) -> float:
     For softmax logits in an interval of length Δ = `logit_range`; attained by one token at its top and all others at
     its bottom (Theorem 8, part 1).  ValueError unless n is an integer >= 1 and Δ is finite and >= 0.
     """
-    (n,) = positive_integers(n=n)
+    (n,) = integers(n=n)
     return 1 / (1 + (n - 1) * math.exp(-_range(logit_range)))
 
 
@@ -1568,7 +1557,7 @@ def diluted_recall_ceiling(n: int, q: int, *, mean: float, square: float, spread
     largest softmax logit that the fact in question can have.  D as in `dilution_length`; 1/q if D <= 4ε, 1 if θ < 0
     (Theorem 8, part 2).  ValueError unless 0 < μ² <= m₂, n >= 1, q >= 2, D >= 0 and eps > 0.
     """
-    n, q = *positive_integers(n=n), _classes(q)
+    n, q = *integers(n=n), _classes(q)
     if not 0 < mean**2 <= square * (1 + 1e-9):
         raise ValueError(f"mean and mean square must satisfy 0 < mean² <= square, not {mean} and {square}")
     total, needed = (n - 1) * mean, _diluted(spread, eps) - 1
@@ -1647,7 +1636,7 @@ def shared_token_labelings(n: int, q: int) -> int:
     For prompts of every length and real numbers; q^n labelings exist (Theorem 13, part 4).
     ValueError unless n >= 1 and q >= 2.
     """
-    (n,) = positive_integers(n=n)
+    (n,) = integers(n=n)
     return math.comb(n + _classes(q) - 1, q - 1)
 
 
@@ -1658,7 +1647,7 @@ def shared_token_bits(n: int, q: int, heads: int) -> float:
     one head (Theorem 13, part 4).  Prompts of every length, no token-wise network.
     ValueError unless n, heads >= 1, q >= 2.
     """
-    n, heads = positive_integers(n=n, heads=heads)
+    n, heads = integers(n=n, heads=heads)
     everything = n * math.log2(_classes(q))
     if heads == 1:
         return math.log2(shared_token_labelings(n, q))
@@ -1724,8 +1713,7 @@ def low_rank_floor(changes: Float[np.ndarray, "n q"], rank: int) -> float:
     The least Σ_i ‖F_i − y_i‖² over all updates of rank r of the value matrix, for one head, no token-wise network and
     no final norm, if the sequences' mean tokens are independent (Theorem 13, part 5).  ValueError unless rank >= 0.
     """
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
-        raise ValueError(f"rank must be an integer >= 0, not {rank!r}")
+    (rank,) = integers(0, rank=rank)
     changes = np.asarray(changes, dtype=float)
     if changes.ndim != 2 or not np.isfinite(changes).all():
         raise ValueError("changes must be a finite matrix [n, q]")
@@ -1756,5 +1744,5 @@ def affine_length(coordinates: int) -> int:
     of labels at which exactly half of all labelings are memorised (Theorem 11, part 2; after Cover, 1965).
     ValueError unless D is an integer >= 1.
     """
-    (D,) = positive_integers(coordinates=coordinates)
+    (D,) = integers(coordinates=coordinates)
     return 2 * D + 1

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Literal, NamedTuple
 
 from prompt_memory import bounds
+from prompt_memory.checks import integers
 
 # --- number formats ------------------------------------------------------------------------------------------------
 
@@ -230,10 +231,7 @@ def _count(config: Mapping, kind: str, name: str, optional: bool = False) -> int
 
 
 def _number(config: Mapping, field: str, name: str) -> int:
-    value = config[field]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: {field} must be an integer >= 1, not {value!r}")
-    return value
+    return integers(**{f"{name}: {field}": config[field]})[0]
 
 
 def _is_number(value) -> bool:
@@ -354,11 +352,10 @@ def budget(
     range, or for eps without radius.
     """
     a, (precision, form) = architecture, number_format(precision)
-    m, n = bounds.positive_integers(prompt_length=prompt_length, queries=queries)
+    m, n = integers(prompt_length=prompt_length, queries=queries)
     if length is not None:
-        (length,) = bounds.positive_integers(length=length)
-    if isinstance(degree, bool) or not isinstance(degree, int) or degree < 0:
-        raise ValueError(f"degree must be an integer >= 0, not {degree!r}")
+        (length,) = integers(length=length)
+    (degree,) = integers(0, degree=degree)
     given = {"radius": radius, "eps": eps, "lipschitz": lipschitz, "margin": margin, "logit_range": logit_range}
     for name, value in given.items():
         least = "> 0" if name != "lipschitz" and name != "logit_range" else ">= 0"

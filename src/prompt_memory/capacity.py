@@ -90,7 +90,8 @@ def longest_labels(
     A prompt that memorises n labels memorises the first n − 1, so each sample has one largest length, and the fraction
     of samples with length >= n is the fraction of labelings of n queries that are memorised.  A run starts from a
     normal prompt and aims one label beyond what it has; when it succeeds (every label wins by more than `margin`) it
-    goes on from where it is, with a fresh budget of `steps` steps of Adam whose size falls along a half cosine.
+    goes on from where it is, Adam's moments included, with a fresh budget of `steps` steps whose size falls along a
+    half cosine.
     Coordinates stay in [−radius, radius], and with `bits` take 2^bits evenly spaced values there (straight-through
     rounding).  The loss of a label is min(c, 3)·c, c its cross-entropy with the factor held fixed, as in `tune.cram`.
     `outputs(row, prompts, n)` are the logits of the first n queries of the samples `row`.
@@ -117,7 +118,8 @@ def longest_labels(
         prompts = x if bits is None else x + (_rounded(x.detach(), radius, bits) - x).detach()
         wanted = labels[sample[active], :n]
         logits = outputs(sample[active], prompts, n)
-        loss, right = aimed_loss(logits, wanted, goal[active], margin)
+        loss, won = aimed_loss(logits, wanted, goal[active], margin)
+        right = won.long().cumprod(1).sum(1)  # labels at the beginning
         if not torch.isfinite(loss).all():
             at = int(active[~torch.isfinite(loss)][0])
             raise RuntimeError(f"the loss of restart {at % restarts} of sample {at // restarts} is not finite")
@@ -131,7 +133,7 @@ def longest_labels(
         phase = used[active, None, None] / (steps + 1)
         age[active] += 1
         direction, mean[active], square[active] = adam_direction(
-            slope, mean[active], square[active], age[active, None, None], (0.9, 0.99)
+            slope, mean[active], square[active], age[active, None, None].to(free.dtype), (0.9, 0.99)
         )
         move = learning_rate * (0.5 + 0.5 * torch.cos(math.pi * phase)) * direction
         free[active] = (x.detach() - move).clamp(-radius, radius)

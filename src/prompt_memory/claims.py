@@ -9,6 +9,7 @@ A chapter makes one `Recorder` and every claim is on disk the moment it is recor
 import html
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,12 +71,16 @@ def write_json(path: Path, content) -> None:
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write a file so that a reader sees the old one or the whole new one; returns its path."""
+    """Write a file so that a reader sees the old one or the whole new one, whoever else writes it; returns its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".writing")
-    partial.write_bytes(content)
-    return partial.replace(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.writing")
+    try:
+        partial.write_bytes(content)
+        return partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _numbers(name: str, value) -> np.ndarray:

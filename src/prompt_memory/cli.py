@@ -204,13 +204,14 @@ def _cram(options) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
-    from tqdm import tqdm  # comes with transformers
 
     from prompt_memory import hf, language, measure, tune
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with _silence():
         model = hf.load(options.model, options.dtype, device)
+    from tqdm import tqdm  # comes with transformers, which `load` asked for
+
     q = model.config.q
     if text is None:
         generator = torch.Generator().manual_seed(options.seed)

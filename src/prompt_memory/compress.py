@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy import linalg
 
+from prompt_memory.checks import integers
 from prompt_memory.transformer import Transformer
 
 
@@ -150,9 +151,7 @@ def caratheodory(
     if not given.any():
         raise ValueError("all weights are 0: there is no prompt to compress")
     conditions = n * heads * d_v
-    block = max(2**23 // conditions, 16 * conditions) if block is None else block
-    if isinstance(block, bool) or not isinstance(block, int | np.integer) or block < 1:
-        raise ValueError(f"block must be an integer >= 1, not {block!r}")
+    (block,) = integers(block=max(2**23 // conditions, 16 * conditions) if block is None else block)
     layer = _Conditions(tokens, queries, A, V, given, float(own), target)
     for negligible in (1e-14, 0.0):  # relative size of what counts as rounding: the second try counts everything
         found = _compress(layer, own == 0, block, negligible)
@@ -473,8 +472,7 @@ class _Polynomials:
             raise ValueError(f"{name} must be a non-empty list of vectors, not of shape {points.shape}")
         if not np.isfinite(points).all():
             raise ValueError(f"{name} must be finite")
-        if isinstance(degree, bool) or not isinstance(degree, int | np.integer) or degree < 0:
-            raise ValueError(f"degree must be an integer >= 0, not {degree!r}")
+        (degree,) = integers(0, degree=degree)
         d = points.shape[1]
         self.count = math.comb(d + int(degree), d)
         _affordable(self.count)

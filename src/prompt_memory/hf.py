@@ -22,6 +22,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from prompt_memory.checks import integers
 from prompt_memory.claims import write_bytes
 from prompt_memory.transformer import Prefix, Transformer, require_finite
 
@@ -443,7 +444,6 @@ def _place(name_or_folder, files) -> tuple[str, dict]:
         return str(folder), {"local_files_only": True}
     if folder.exists():
         raise ValueError(f"{folder} is a file: name the folder that holds it")
-    import httpx
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
@@ -457,7 +457,7 @@ def _place(name_or_folder, files) -> tuple[str, dict]:
         HfApi().model_info(name, timeout=10)
     except RepositoryNotFoundError:
         raise ValueError(f"there is no folder {name}, and the hub knows no such model") from None
-    except (OSError, httpx.HTTPError) as error:  # no connection, or an answer that is no answer
+    except Exception as error:  # each proxy, portal and version of the client fails in its own way; the cause is kept
         raise ValueError(
             f"there is no folder {name}, the model is not in the cache, and the hub cannot be reached: "
             f"name a folder with config.json and safetensors weights, or connect ({_line(error)})"
@@ -553,9 +553,7 @@ def sketched_rank(
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1, not {tolerance}")
-    for name, value in (("rows", rows), ("chunk", chunk), ("most", 1 if most is None else most)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, not {value!r}")
+    integers(rows=rows, chunk=chunk, most=1 if most is None else most)
     model.require_finite()
     if dtype is not None:
         model = copy.deepcopy(model).to(dtype)

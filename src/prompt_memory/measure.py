@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from scipy import optimize, sparse, special, stats
 from torch import Tensor
 
+from prompt_memory.checks import integers
 from prompt_memory.transformer import Norm, Prefix, Transformer
 
 # --- behaviours and recall -----------------------------------------------------------------------------------------
@@ -681,8 +682,7 @@ def blockwise(
     c = model.config
     if not c.causal or c.positions != "none" or c.context_scaling != "none":
         raise ValueError("blocks are defined for causal networks without positions")
-    if isinstance(blocks, bool) or not isinstance(blocks, int | np.integer) or blocks < 1:
-        raise ValueError(f"blocks must be an integer >= 1, not {blocks!r}")
+    (blocks,) = integers(blocks=blocks)
     m, T = prompts.shape[1], queries.shape[1]
     ends = -(-torch.arange(1, blocks + 1) * m // blocks)
     seen = torch.cat([ends[torch.searchsorted(ends, torch.arange(1, m + 1))], torch.arange(m + 1, m + T + 1)])

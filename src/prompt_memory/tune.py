@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from prompt_memory.checks import integers
 from prompt_memory.claims import write_bytes
 from prompt_memory.measure import greedy, jacobian, logit_margins, recall
 from prompt_memory.transformer import Transformer
@@ -314,7 +315,8 @@ def longest_prefix_on_grid(
         longest = int(goal[row].max())
         logits = model.stream(torch.cat([z @ basis, embedded[row, : longest - 1]], 1))[:, m - 1 :]
         wanted = strings[row, :longest]
-        return aimed_loss(logits, wanted, goal[row], margin)
+        loss, won = aimed_loss(logits, wanted, goal[row], margin)
+        return loss, won.long().cumprod(1).sum(1)
 
     for _ in range(steps):
         unfinished = found[row] < n
@@ -353,22 +355,20 @@ def longest_prefix_on_grid(
 
 def aimed_loss(
     logits: Float[Tensor, "r n q"], wanted: Int[Tensor, "r n"], goal: Int[Tensor, " r"], margin: float
-) -> tuple[Float[Tensor, " r"], Int[Tensor, " r"]]:
-    """(loss of the first `goal` labels of each run, how many at the beginning win by more than `margin`).
+) -> tuple[Float[Tensor, " r"], Bool[Tensor, "r n"]]:
+    """(loss of the first `goal` labels of each run, whether each label wins by more than `margin`).
 
     The loss of a label is min(c, 3)·c with c its cross-entropy and the factor held fixed.
     """
     cost = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-    cost = cost.masked_fill(torch.arange(wanted.shape[1]) >= goal[:, None], 0.0)
-    right = (logit_margins(logits.detach(), wanted) > margin).long().cumprod(1).sum(1)
-    return (cost * cost.detach().clamp(max=3)).sum(1), right
+    cost = cost.masked_fill(torch.arange(wanted.shape[1], device=cost.device) >= goal[:, None], 0.0)
+    return (cost * cost.detach().clamp(max=3)).sum(1), logit_margins(logits.detach(), wanted) > margin
 
 
 def check_strings(model, strings, m):
     """ValueError unless these strings can follow m prompt vectors."""
     model.require_finite()
-    if not isinstance(m, int) or isinstance(m, bool) or m < 1:
-        raise ValueError(f"m must be an integer >= 1, not {m!r}")
+    integers(m=m)
     if strings.ndim != 2 or strings.is_floating_point() or strings.dtype == torch.bool or not strings.numel():
         raise ValueError(f"strings must be token ids of the shape [S, n], S and n >= 1, not {list(strings.shape)}")
     wrong = ((strings < 0) | (strings >= model.config.q)).nonzero()
@@ -389,11 +389,8 @@ def check_strings(model, strings, m):
 def _in_chunks(model, strings, m, settings, batch, chunk, directory, progress=None):
     """Search chunk by chunk: [(prompts, lengths, steps), …] and the runs whose loss was not finite."""
     check_strings(model, strings, m)
-    for name, value in (("restarts", settings["restarts"]), ("batch", batch), ("chunk", chunk)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, not {value!r}")
-    if not isinstance(settings["steps"], int) or settings["steps"] < 0:
-        raise ValueError(f"steps must be an integer >= 0, not {settings['steps']!r}")
+    restarts, batch, chunk = integers(restarts=settings["restarts"], batch=batch, chunk=chunk)
+    settings |= {"restarts": restarts, "steps": integers(0, steps=settings["steps"])[0]}
     for name in ("learning_rate", "scale", "margin"):
         if not (math.isfinite(settings[name]) and settings[name] >= 0):
             raise ValueError(f"{name} must be a finite number >= 0, not {settings[name]!r}")
@@ -453,11 +450,9 @@ def _descend(model, strings, m, *, restarts, steps, learning_rate, scale, margin
         with torch.enable_grad():
             moving = p.detach().requires_grad_()
             logits = model.stream(torch.cat([moving, own], 1))[:, m - 1 :]
-            cost = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")  # [r, longest]
-            cost = cost.masked_fill(~inside, 0.0)
-            (gradient,) = torch.autograd.grad((cost * cost.detach().clamp(max=3)).sum(), moving)
-        right = logit_margins(logits.detach(), wanted) > margin
-        finite = torch.isfinite(cost).all(1)
+            loss, right = aimed_loss(logits, wanted, aim, margin)
+            (gradient,) = torch.autograd.grad(loss.sum(), moving)
+        finite = torch.isfinite(loss)
         done = finite & (right | ~inside).all(1)
         finite &= done | torch.isfinite(gradient).flatten(1).all(1)
         lost += zip(string[~finite].tolist(), start[~finite].tolist(), strict=True)
@@ -517,9 +512,9 @@ def _start(string, start, m, model, scale, seed):
 def _work(model, m, settings, batch):
     """A digest of everything but the strings that a result depends on, the code included (but not the processor)."""
     weights = model.state_dict()
-    facts = [torch.__version__, torch.get_num_threads(), str(model.embedding.device), m, batch, settings, BETAS]
+    facts = [torch.__version__, torch.get_num_threads(), str(model.embedding.device), int(m), batch, settings, BETAS]
     facts += [repr(model.config), [[str(weight.dtype), list(weight.shape)] for weight in weights.values()]]
-    code = (_descend, _start, adam_direction, logit_margins, greedy, inspect.getmodule(type(model)))
+    code = (_descend, _start, aimed_loss, adam_direction, logit_margins, greedy, inspect.getmodule(type(model)))
     digest = hashlib.sha256(json.dumps([facts, [inspect.getsource(part) for part in code]], sort_keys=True).encode())
     for weight in weights.values():
         digest.update(_raw(weight))
