@@ -376,7 +376,7 @@ def load_encoder(
     if name_or_folder is None:
         package = importlib.util.find_spec(MINILM)
         if package is None:
-            raise ValueError(f"the package {MINILM.replace('_', '-')} is not installed: name a folder with an encoder")
+            raise ValueError(f"the package {MINILM.replace('_', '-')} is not installed")
         name_or_folder = Path(package.submodule_search_locations[0]) / "model"
     network = _from_pretrained(transformers.AutoModel, name_or_folder, dtype, device)
     return Encoder(network, str(name_or_folder), positions=positions, readout=readout).require_finite()
