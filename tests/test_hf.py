@@ -506,7 +506,23 @@ def test_folders_that_are_no_model_get_one_sentence(folders, tmp_path):
     poisoned = variant("poisoned", lambda f: change(f, lambda w: w["model.norm.weight"].fill_(math.nan)))
     refused(lambda: hf.load(poisoned), "^the weight model.norm.weight holds NaN or infinite entries$")
     misfit = variant("misfit", lambda f: change(f, lambda w: w.update({"model.norm.weight": torch.ones(3)})))
-    refused(lambda: hf.load(misfit), "cannot be loaded as a causal language model")
+    refused(lambda: hf.load(misfit), r"do not fit its config.json: model.norm.weight has the shape \[3\], not \[16\]$")
+
+    def setting(name, **changes):
+        def rewrite(folder):
+            path = folder / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+        return variant(name, rewrite)
+
+    deep = json.loads((llama / "config.json").read_text())["num_hidden_layers"]
+    fewer = setting("fewer", num_hidden_layers=deep - 1)
+    refused(lambda: hf.load(fewer), f"has no place for .* of the weights, model.layers.{deep - 1}.")
+    refused(lambda: hf.load(setting("none", num_hidden_layers=0)), "tells of 0 layers$")
+    refused(lambda: hf.load(setting("heads", num_attention_heads=0)), "cannot be (read|loaded)")
+    refused(lambda: hf.load(setting("dtype", torch_dtype="nope", dtype="nope")), "cannot be (read|loaded)")
+    settings = variant("tokenizer", lambda f: (f / "tokenizer_config.json").write_text("[]"))
+    refused(lambda: hf.tokenizer(settings), "has no tokenizer that can be read")
     refused(lambda: hf.load(folders["bert"]), "is not a causal language model")
     t5 = transformers.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     transformers.T5EncoderModel(t5).save_pretrained(tmp_path / "t5")
@@ -595,13 +611,13 @@ def test_names_are_looked_up_in_the_cache_and_then_on_the_hub(folders, tmp_path,
 
     refused(lambda: hf.load("no/such/folder"), "no folder no/such/folder, and it cannot be a name on the hub$")
     answers = {
-        "a/b": (OSError("no route"), "not in the cache, and the hub cannot be reached: name a folder .*no route"),
+        "a/b": (OSError("no route"), "not in the cache, and the hub does not give it: name a folder .*no route"),
         "e/f": (
             ValueError("Expecting value: line 1"),
-            "the hub cannot be reached: .*Expecting value",
+            "the hub does not give it: .*Expecting value",
         ),  # a portal's page
-        "g/h": (ImportError("no socksio"), "the hub cannot be reached: .*no socksio"),  # a proxy the client cannot use
-        "c/d": (errors.RepositoryNotFoundError, "no folder c/d, and the hub knows no such model$"),
+        "g/h": (ImportError("no socksio"), "the hub does not give it: .*no socksio"),  # a proxy the client cannot use
+        "c/d": (errors.RepositoryNotFoundError, "no folder c/d, and the hub knows no such model that you may read$"),
     }
 
     def model_info(self, name, **_):
@@ -615,7 +631,7 @@ def test_names_are_looked_up_in_the_cache_and_then_on_the_hub(folders, tmp_path,
     monkeypatch.undo()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # a port where nobody listens
-    refused(lambda: hf.load("a/b"), "the hub cannot be reached: .*refused")
+    refused(lambda: hf.load("a/b"), "the hub does not give it: .*refused")
     monkeypatch.undo()
     monkeypatch.setattr(HfApi, "model_info", model_info)
     # a whole model in the cache is read from there, the hub is not asked
@@ -630,6 +646,9 @@ def test_names_are_looked_up_in_the_cache_and_then_on_the_hub(folders, tmp_path,
     shards = {"x": "model-00001-of-00002.safetensors", "y": "model-00002-of-00002.safetensors"}
     (files / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     refused(lambda: hf.load("a/b"), answers["a/b"][1])
+    for damaged in ("{}", "", "[]"):
+        (files / "model.safetensors.index.json").write_text(damaged)
+        refused(lambda: hf.load("a/b"), answers["a/b"][1])
 
 
 def test_the_tokenizer_of_a_folder(folders, tmp_path):

@@ -121,6 +121,9 @@ def main() -> int:
     if options.profile not in chapters.PROFILES:
         print(f"Unknown PROFILE={options.profile}: choose one of {', '.join(chapters.PROFILES)}.")
         return 2
+    if options.cores < 1:
+        print(f"CORES must be at least 1, not {options.cores}.")
+        return 2
     profile, build = options.profile, chapters.ROOT / "build" / options.profile
     targets, force = ["all"], []
     try:

@@ -35,8 +35,9 @@ def differences(old: dict, new: dict) -> list[str]:
     before = {f"{claim['chapter']}/{claim['key']}": claim for claim in old["claims"]}
     after = {f"{claim['chapter']}/{claim['key']}": claim for claim in new["claims"]}
     lines = []
-    if old["profile"] != new["profile"]:
-        lines.append(f"profile: {old['profile']} -> {new['profile']}")
+    for field in sorted((old.keys() | new.keys()) - {"claims", "comparisons"}):  # comparisons are counted from claims
+        if not same(old.get(field), new.get(field)):
+            lines.append(f"{field}: {old.get(field)} -> {new.get(field)}")
     for name in sorted(before.keys() | after.keys()):
         if name not in after:
             lines.append(f"removed  {name}: {before[name]['statement']}")
@@ -57,6 +58,9 @@ def main() -> int:
     claims: Path = chapters.ROOT / "build" / options.profile / "claims.json"
     if not claims.exists():
         print(f"No claims to compare: run `make book PROFILE={options.profile}` first.")
+        return 2
+    if options.accept and options.profile != "standard":
+        print(f"The reference holds the claims of profile standard: those of {options.profile} are not accepted.")
         return 2
     if options.accept:
         shutil.copy(claims, REFERENCE)

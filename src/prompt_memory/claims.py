@@ -9,8 +9,8 @@ A chapter makes one `Recorder` and every claim is on disk the moment it is recor
 import html
 import json
 import math
-import os
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write a file so that a reader sees the old one or the whole new one, whoever else writes it; returns its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.writing")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}.writing")
     try:
         partial.write_bytes(content)
         return partial.replace(path)

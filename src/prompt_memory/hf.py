@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -388,7 +389,7 @@ def tokenizer(name_or_folder: str | Path):
     place, settings = _place(name_or_folder, ("tokenizer.json", "tokenizer_config.json"))
     try:
         return transformers.AutoTokenizer.from_pretrained(place, **settings)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a broken file leads to; the cause is kept
         raise ValueError(f"{name_or_folder} has no tokenizer that can be read: {_line(error)}") from error
 
 
@@ -404,23 +405,41 @@ def _from_pretrained(auto, name_or_folder, dtype, device):
         raise ValueError(f"the device {device} is not available: {_line(error)}") from error
     try:
         config = transformers.AutoConfig.from_pretrained(place, **settings)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a broken file leads to; the cause is kept
         raise ValueError(f"the config.json of {name_or_folder} cannot be read: {_line(error)}") from error
     what = "a causal language model" if auto is transformers.AutoModelForCausalLM else "an encoder"
     if type(config) not in auto._model_mapping:
         raise ValueError(f"{name_or_folder} is not {what}: its type is {config.model_type!r}")
+    if (layers := getattr(config, "num_hidden_layers", 1)) < 1:
+        raise ValueError(f"the config.json of {name_or_folder} tells of {layers} layers")
     settings |= dict(config=config, dtype=number, use_safetensors=True, output_loading_info=True)
+    settings |= dict(ignore_mismatched_sizes=True)  # they are refused below, with their names
     try:
         network, report = auto.from_pretrained(place, **settings)
     except SafetensorError as error:
         raise ValueError(f"the weights of {name_or_folder} are damaged: {_line(error)}") from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a missing package, a shape that cannot be, a disk: the cause is kept
         raise ValueError(f"the weights of {name_or_folder} cannot be loaded as {what}: {_line(error)}") from error
+    if report["mismatched_keys"]:
+        name, there, wanted = min((key, list(a), list(b)) for key, a, b in report["mismatched_keys"])
+        raise ValueError(
+            f"the weights of {name_or_folder} do not fit its config.json: {name} has the shape {there}, not {wanted}"
+        )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{name_or_folder} is not {what}: {len(missing)} of the weights are not there, {missing[0]} first"
         )
+    # a weight like those of the network, of a layer it does not have; weights for other purposes are no mistake
+    own = {_without_numbers(name) for name in network.state_dict()}
+    if extra := sorted(name for name in report["unexpected_keys"] if _without_numbers(name) in own):
+        raise ValueError(
+            f"the config.json of {name_or_folder} has no place for {len(extra)} of the weights, {extra[0]} first"
+        )
     return network.to(device)
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def _place(name_or_folder, files) -> tuple[str, dict]:
@@ -455,12 +474,12 @@ def _place(name_or_folder, files) -> tuple[str, dict]:
         return str(Path(config).parent), {"local_files_only": True}
     try:
         HfApi().model_info(name, timeout=10)
-    except RepositoryNotFoundError:
-        raise ValueError(f"there is no folder {name}, and the hub knows no such model") from None
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"there is no folder {name}, and the hub knows no such model that you may read") from error
     except Exception as error:  # each proxy, portal and version of the client fails in its own way; the cause is kept
         raise ValueError(
-            f"there is no folder {name}, the model is not in the cache, and the hub cannot be reached: "
-            f"name a folder with config.json and safetensors weights, or connect ({_line(error)})"
+            f"there is no folder {name}, the model is not in the cache, and the hub does not give it: "
+            f"name a folder with config.json and safetensors weights ({_line(error)})"
         ) from error
     return name, {}
 
@@ -469,7 +488,11 @@ def _is_whole(path: Path) -> bool:
     """Whether a file is there and, if it is an index of weights, all files that it names."""
     if path.name != "model.safetensors.index.json" or not path.is_file():
         return path.is_file()
-    return all((path.parent / part).is_file() for part in json.loads(path.read_text())["weight_map"].values())
+    try:
+        parts = json.loads(path.read_text())["weight_map"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # a damaged index is not whole
+    return all((path.parent / part).is_file() for part in parts)
 
 
 def _number(dtype) -> torch.dtype:

@@ -394,6 +394,8 @@ def _in_chunks(model, strings, m, settings, batch, chunk, directory, progress=No
     for name in ("learning_rate", "scale", "margin"):
         if not (math.isfinite(settings[name]) and settings[name] >= 0):
             raise ValueError(f"{name} must be a finite number >= 0, not {settings[name]!r}")
+        settings[name] = float(settings[name])
+    settings["seed"] = int(settings["seed"])  # numbers of numpy have no JSON
     parts, lost = [], []
     strings, device = strings.long(), model.embedding.device
     work = None if directory is None else _work(model, m, settings, batch)
