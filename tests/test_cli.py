@@ -228,6 +228,9 @@ def test_bad_input_to_compress_is_one_sentence(prompt, tmp_path, capsys):
     assert "degree" in sentence(tokens, "--degree=-1")
     assert "moments are too many" in sentence(tokens, "--degree=40")
     assert "does not exist" in refused(capsys, "compress", tokens, "--degree=1", f"--output={tmp_path}/no/out.npz")
+    (tmp_path / "folder.npz").mkdir()
+    assert "is a folder" in refused(capsys, "compress", tokens, "--degree=1", "--force",
+                                    f"--output={tmp_path}/folder.npz")  # fmt: skip
     assert ".npz" in refused(capsys, "compress", tokens, "--degree=1", f"--output={tmp_path}/out.txt")
     assert not (tmp_path / "out.npz").exists()
 
@@ -307,7 +310,9 @@ def test_an_interrupted_sweep_goes_on_where_it_was(checkpoint, whole, tmp_path, 
     monkeypatch.setattr(tune, "_descend", counted)
     capsys.readouterr()
     assert cli.main(sweep(checkpoint, tmp_path / "part", "--quiet")) == 1
-    assert capsys.readouterr().err == "prompt-memory cram: stopped; what was finished is saved\n"
+    assert capsys.readouterr().err == (
+        "prompt-memory cram: stopped; finished chunks are saved, and the same command goes on from there\n"
+    )
     table = (whole / "cram.csv").read_text()
     part = (tmp_path / "part" / "cram.csv").read_text()
     assert part.splitlines() == table.splitlines()[:5]
@@ -324,7 +329,9 @@ def test_a_loss_that_is_not_finite_is_reported_and_the_rest_is_written(checkpoin
     assert status == 1
     assert "not finite" in captured.err
     assert len(captured.err.splitlines()) == 1
-    assert len(rows(tmp_path / "cram.csv")) == 12
+    found = rows(tmp_path / "cram.csv")
+    assert len(found) == 12
+    assert {row["not_finite"] for row in found if row["longest_found"] == "0"} == {"1"}
 
 
 class Leaving(io.StringIO):
@@ -357,6 +364,44 @@ def test_a_reader_of_the_progress_bar_that_leaves(checkpoint, tmp_path, capsys, 
     assert len(list((tmp_path / "chunks").iterdir())) >= 1
 
 
+def test_a_folder_holds_one_sweep(checkpoint, tmp_path, capsys):
+    assert cli.main(sweep(checkpoint, tmp_path, "--quiet")) == 0
+    capsys.readouterr()
+    table = (tmp_path / "cram.csv").read_text()
+    assert "steps = 15, not 16: choose another --output" in refused(capsys, *sweep(checkpoint, tmp_path, "--steps=16"))
+    assert "m = [1, 2], not [3]" in refused(capsys, *sweep(checkpoint, tmp_path, "--m", 3))
+    assert (tmp_path / "cram.csv").read_text() == table
+    assert cli.main(sweep(checkpoint, tmp_path, "--quiet", "--m", "1", "2", "3")) == 0  # more lengths may be added
+    assert (tmp_path / "cram.csv").read_text().startswith(table)
+    (tmp_path / "settings.json").write_text("{")
+    capsys.readouterr()
+    assert "settings.json is damaged" in refused(capsys, *sweep(checkpoint, tmp_path))
+
+
+def test_what_was_found_before_a_failure_is_reported(checkpoint, tmp_path, capsys, monkeypatch):
+    descend = tune._descend
+
+    def failing(model, strings, m, **settings):
+        if m == 2:
+            raise MemoryError("no room for m = 2")
+        return descend(model, strings, m, **settings)
+
+    monkeypatch.setattr(tune, "_descend", failing)
+    assert cli.main(sweep(checkpoint, tmp_path, "--quiet")) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "prompt-memory cram: no room for m = 2\n"
+    assert [row["m"] for row in rows(tmp_path / "summary.csv")] == ["1"]
+    assert (tmp_path / "cram.svg").exists()
+    assert "n50" in captured.out
+
+
+def test_closed_streams_are_no_error(config, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["budget", "--model", str(config), "--prompt-length", "1"]) == 0
+    assert cli.main(["budget", "--model", "missing", "--prompt-length", "1"]) == 2
+
+
 def test_random_strings_need_no_tokenizer(checkpoint, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -382,7 +427,10 @@ def test_n50_stays_between_nothing_and_the_end_of_the_strings(tmp_path, found, e
     from prompt_memory import measure
 
     report = cli._Report(tmp_path, [""] * 3, 4, 8, 27, 32, 0)
-    report.finish({1: found}, measure.n50, "a model")
+    lengths = {1: found}
+    found = report.summary(lengths, measure.n50)
+    assert len(report.table(found).splitlines()) == 4
+    assert "cram.svg" in report.files(lengths, found, r"a $m_odel^ with a formula's signs, $\frac")
     (row,) = rows(tmp_path / "summary.csv")
     assert int(row["ended"]) == ended
     assert all(0 <= float(row[name]) <= 4 for name in ("n50", "low", "high"))
@@ -397,8 +445,13 @@ def test_bad_input_to_cram_is_one_sentence(checkpoint, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     assert "required" in refused(capsys, "cram", f"--model={checkpoint}", "--m", 1)
-    assert "--m must be at least 1" in sentence("--m", 1, 0)
+    assert "--m must lie between 1 and 1000000" in sentence("--m", 1, 0)
     assert "--strings" in sentence("--m", 1, "--strings=0")
+    for name in ("m", "strings", "longest", "chunk", "restarts", "steps"):
+        assert f"--{name}" in sentence("--m", 1, f"--{name}", 10**30)
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in refused(capsys, "cram", f"--model={checkpoint}", "--random", "--m", 1,
+                                        f"--output={tmp_path / 'file'}")  # fmt: skip
     assert "--seed" in sentence("--m", 1, "--seed=-1")  # before anything is computed, not at the end
     assert not (tmp_path / "out").exists()
     assert "positions" in sentence("--m", 20, "--longest=10")

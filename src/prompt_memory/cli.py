@@ -30,7 +30,8 @@ examples:
   prompt-memory cram --model path/to/checkpoint --text book.txt --m 1 2 4 --output out
   prompt-memory cram --model path/to/checkpoint --random --m 1 2 --strings 50 --longest 16
 
-Interrupted? The same command goes on where it was: finished chunks lie in OUTPUT/chunks.
+Interrupted? The same command goes on where it was: finished chunks lie in OUTPUT/chunks. More values of m may be
+added; other settings need another OUTPUT.
 What comes out: OUTPUT/cram.csv (a line for each string), OUTPUT/summary.csv (a line for each m) and OUTPUT/cram.svg.
 """
 COMPRESS_EXAMPLES = """\
@@ -121,6 +122,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # it was closed before we began
+            setattr(sys, stream, io.StringIO())
     options = parser().parse_args(arguments)
     name = f"prompt-memory {options.command}"
     try:
@@ -140,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: stopped; what was finished is saved", file=sys.stderr)
+        saved = "; finished chunks are saved, and the same command goes on from there"
+        print(f"{name}: stopped{saved if options.command == 'cram' else ''}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         print(f"{name}: {_sentence(error)}", file=sys.stderr)
@@ -186,21 +191,23 @@ def _budget(options) -> int:
 
 def _cram(options) -> int:
     for name in ("strings", "longest", "chunk", "restarts"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, not {getattr(options, name)}")
-    if options.steps < 0:
-        raise ValueError(f"--steps must be at least 0, not {options.steps}")
+        if not 1 <= getattr(options, name) <= MOST:
+            raise ValueError(f"--{name} must lie between 1 and {MOST}, not {getattr(options, name)}")
+    if not 0 <= options.steps <= MOST:
+        raise ValueError(f"--steps must lie between 0 and {MOST}, not {options.steps}")
     for name in ("learning_rate", "scale"):
         value = getattr(options, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"--{name.replace('_', '-')} must be a finite number >= 0, not {value}")
-    if min(options.m) < 1:
-        raise ValueError(f"--m must be at least 1, not {min(options.m)}")
+    for m in options.m:
+        if not 1 <= m <= MOST:
+            raise ValueError(f"--m must lie between 1 and {MOST}, not {m}")
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"--seed must lie between 0 and 2^32 - 1, not {options.seed}")
     options.m = list(dict.fromkeys(options.m))
     text = None if options.text is None else _text(options.text)
-    options.output.mkdir(parents=True, exist_ok=True)
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"the output {options.output} is not a folder")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
@@ -228,7 +235,8 @@ def _cram(options) -> int:
             search[name] = getattr(options, name)
     tune.check_strings(model, strings, max(options.m))  # before the first search, not after the last but one
 
-    lengths, lost = {}, []
+    _claim_folder(options)
+    lengths, failure = {}, None
     bits = budgets.number_format(model.config.dtype)[1].bits
     report = _Report(options.output, places, options.longest, model.config.d, q, bits, options.seed)
     search |= {"chunk": options.chunk, "directory": options.output / "chunks"}
@@ -246,15 +254,51 @@ def _cram(options) -> int:
                 try:
                     tune.longest_prefix(model, strings, m, progress=finished, **search)
                 except tune.NonFiniteLoss as error:
-                    lost += [(m, string) for string, _ in error.runs]
+                    report.lost |= {(m, string) for string, _ in error.runs}
+                    report.write(lengths)
     except BrokenPipeError:  # who reads the bar has left, and nothing more can be said; what was finished is saved
         _drop_output(sys.stderr)
         return 1
-    print(report.finish(lengths, measure.n50, f"{options.model}, {'text' if text else 'random tokens'}"))
-    if lost:
-        names = ", ".join(f"string {string} at m = {m}" for m, string in dict.fromkeys(lost[:3]))
-        raise RuntimeError(f"the loss was not finite in runs of {names}: lower --learning-rate; all else is written")
+    except (RuntimeError, MemoryError) as error:  # what was found until then is reported first
+        failure = error
+    lengths = {m: found for m, found in lengths.items() if found}
+    if lengths:
+        rows = report.summary(lengths, measure.n50)
+        print(report.table(rows), flush=True)
+        print(report.files(lengths, rows, f"{options.model}, {'text' if text else 'random tokens'}"))
+    if failure is not None:
+        raise failure
+    if report.lost:
+        (m, string), count = min(report.lost), len(report.lost)
+        raise RuntimeError(
+            f"the loss was not finite in runs of {count} searches, string {string} at m = {m} first (not_finite in "
+            "cram.csv): lower --learning-rate or --scale"
+        )
     return 0
+
+
+MOST = 10**6  # strings, tokens, prompt vectors, steps: more is a slip of the hand
+
+
+def _claim_folder(options) -> None:
+    """Make the output folder, or check that what it holds was found with the same settings, m apart."""
+    names = ("strings", "longest", "restarts", "steps", "learning_rate", "scale", "dtype", "seed", "chunk")
+    ours = {name: getattr(options, name) for name in names}
+    ours |= {"model": str(options.model), "text": None if options.text is None else str(options.text), "m": options.m}
+    path = options.output / "settings.json"
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            other = [name for name in ours if name != "m" and theirs[name] != ours[name]]
+            other += ["m"] * (not set(theirs["m"]) <= set(ours["m"]))  # more prompt lengths may be added
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({_sentence(error)}): choose another --output") from error
+        if other:
+            raise ValueError(
+                f"{options.output} holds the results of a sweep with {other[0].replace('_', '-')} = "
+                f"{theirs[other[0]]}, not {ours[other[0]]}: choose another --output"
+            )
+    write_bytes(path, json.dumps(ours, indent=1).encode())
 
 
 def _text(path: Path) -> str:
@@ -281,22 +325,23 @@ def _places(tokens: int, strings: int, longest: int, path) -> list[int]:
 
 
 class _Report:
-    """The tables and the figure of a cramming sweep; tables are on disk after every chunk."""
+    """The tables and the figure of a cramming sweep; `cram.csv` is on disk after every chunk."""
 
     def __init__(self, folder: Path, places, longest: int, d: int, q: int, bits: int, seed: int):
         self.folder, self.places, self.longest, self.d, self.q = folder, places, longest, d, q
-        self.bits, self.seed = bits, seed
+        self.bits, self.seed, self.lost = bits, seed, set()  # (m, string) of searches with runs that were lost
 
     def write(self, lengths: dict[int, list[int]]) -> None:
         rows = [
-            (m, index, self.places[index], length, int(length == self.longest))
+            (m, index, self.places[index], length, int(length == self.longest), int((m, index) in self.lost))
             for m, found in lengths.items()
             for index, length in enumerate(found)
         ]
-        _write_csv(self.folder / "cram.csv", ("m", "string", "first_token", "longest_found", "ended"), rows)
+        header = ("m", "string", "first_token", "longest_found", "ended", "not_finite")
+        _write_csv(self.folder / "cram.csv", header, rows)
 
-    def finish(self, lengths, n50, what: str) -> str:
-        """Summary, figure, and a text for the terminal."""
+    def summary(self, lengths, n50) -> list[tuple]:
+        """A row for each m, written to `summary.csv`."""
         import numpy as np
 
         from prompt_memory import bounds, intervals
@@ -313,6 +358,9 @@ class _Report:
             rows.append((m, len(found), centre, low, high, ended, bound))
         header = ("m", "strings", "n50", "low", "high", "ended", "bound")
         _write_csv(self.folder / "summary.csv", header, rows)
+        return rows
+
+    def table(self, rows) -> str:
         lines = [f"{'m':>5} {'strings':>8} {'n50':>8} {'95 % interval':>18} {'ended':>6} {'bound':>10}"]
         for m, strings, centre, low, high, ended, bound in rows:
             lines.append(f"{m:5} {strings:8} {centre:8.2f} {f'{low:.2f} to {high:.2f}':>18} {ended:6} {bound:10.1f}")
@@ -320,7 +368,11 @@ class _Report:
             "n50: tokens at which half of the strings were still found; ended: strings found to their end, so that"
         )
         lines.append("n50 may be larger; bound: Theorem 4 with all bits of the prompt, for random strings")
-        written = [self.folder / "cram.csv", self.folder / "summary.csv"]
+        return "\n".join(lines)
+
+    def files(self, lengths, rows, what: str) -> str:
+        """The figure is drawn; what lies in the folder, in words."""
+        written, lines = [self.folder / "cram.csv", self.folder / "summary.csv"], []
         try:
             from prompt_memory import figures
         except ImportError as error:
@@ -343,7 +395,8 @@ class _Report:
             ax.axhline(self.longest, color=grey, linestyle=":", linewidth=1)
             ax.set_ylim(0, 1.2 * self.longest)
             ax.text(min(m), 1.02 * self.longest, "strings end here", fontsize=9, color=grey, va="bottom")
-            ax.set_title(f"Longest strings found, and n50 with 95 % intervals: {what}")
+            name = what.replace("$", r"\$")  # which would begin a formula
+            ax.set_title(f"Longest strings found, and n50 with 95 % intervals: {name}")
             ax.set_xlabel("prompt vectors m")
             ax.set_ylabel("tokens")
             ax.set_xticks(m)
@@ -373,8 +426,12 @@ def _compress(options) -> int:
         raise ValueError(f"the output must end in .npz or .safetensors, not {options.output}")
     if options.output.exists() and not options.force:
         raise ValueError(f"{options.output} exists: choose another --output, or --force")
+    if options.output.is_dir():
+        raise ValueError(f"the output {options.output} is a folder")
     if not options.output.parent.is_dir():
         raise ValueError(f"the folder {options.output.parent} of the output does not exist")
+    if not os.access(options.output.parent, os.W_OK):
+        raise ValueError(f"the folder {options.output.parent} of the output cannot be written to")
     tokens = _array(options.tokens)
     tokens = tokens[0] if tokens.ndim == 3 and len(tokens) == 1 else tokens
     weights = None if options.weights is None else _array(options.weights)
