@@ -2,9 +2,11 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -118,11 +120,12 @@ def test_a_margin_restricts_what_strings_and_recall_are_about(capsys):
     assert "answers with that margin\n" in capsys.readouterr().out
 
 
-def budget_into(output) -> subprocess.CompletedProcess:
-    """The table of a budget, written to a file or pipe by a process of its own."""
+def budget_into(output, before=None) -> subprocess.CompletedProcess:
+    """The table of a budget, written to a file or pipe by a process of its own, in which `before` is called first."""
     line = [sys.executable, "-m", "prompt_memory.cli", "budget", "--model", "Pythia-160M", "--prompt-length", "2"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    return subprocess.run(line, stdout=output, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    return subprocess.run(line, stdout=output, stderr=subprocess.PIPE, text=True, check=False, env=environment,
+                          preexec_fn=before)  # fmt: skip
 
 
 def test_a_reader_that_leaves():
@@ -133,12 +136,28 @@ def test_a_reader_that_leaves():
     assert (gone.returncode, gone.stderr) == (0, "")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full, a disk without room")
-def test_a_full_disk():
-    with open("/dev/full", "w") as full:
-        result = budget_into(full)
+def test_a_file_without_room(tmp_path):
+    def at_most_100_bytes():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    with (tmp_path / "table.txt").open("w") as full:
+        result = budget_into(full, at_most_100_bytes)
     assert result.returncode == 1
-    assert len(result.stderr.splitlines()) == 1
+    (sentence,) = result.stderr.splitlines()
+    assert sentence.startswith("prompt-memory budget: ")
+    assert os.strerror(errno.EFBIG) in sentence
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_a_disk_that_fails_is_no_bad_input(number, config, capsys, monkeypatch):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert cli.main(["budget", "--model", str(config), "--prompt-length", "1"]) == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert os.strerror(number) in sentence
 
 
 @pytest.mark.parametrize("which", ["budget", "cram", "compress"])

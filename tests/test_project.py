@@ -10,6 +10,7 @@ import compare
 import jupytext
 import pytest
 import yaml
+from building import build
 
 ROOT = chapters.ROOT
 CHAPTERS = chapters.all_chapters()
@@ -135,7 +136,9 @@ def test_make_alone_lists_the_targets():
 
 def test_compare_sees_what_changed_and_ignores_rounding():
     def content(**claims):
-        return {"profile": "smoke", "claims": [{"chapter": "x", "key": key} | rest for key, rest in claims.items()]}
+        seeds = {"x": {"seed": 1, "threads": 1}}
+        listed = [{"chapter": "x", "key": key} | rest for key, rest in claims.items()]
+        return {"profile": "smoke", "level": 1e-6, "chapters": seeds, "claims": listed}
 
     old = content(a={"measured": 1.0, "statement": "s"}, b={"measured": 2.0, "statement": "s"})
     rounded = content(a={"measured": 1.0 + 1e-8, "statement": "s"}, b={"measured": 2.0, "statement": "s"})
@@ -144,3 +147,25 @@ def test_compare_sees_what_changed_and_ignores_rounding():
     lines = compare.differences(old, new)
     assert [line.split()[0] for line in lines] == ["changed", "removed", "added"]
     assert "measured: 1.0 -> 1.1" in lines[0]
+    other = old | {"level": 1e-3, "chapters": {"x": {"seed": 2, "threads": 1}}}
+    assert compare.differences(old, other) == [
+        "level: 1e-06 -> 0.001",
+        "x: {'seed': 1, 'threads': 1} -> {'seed': 2, 'threads': 1}",
+    ]
+
+
+def test_the_reference_is_of_one_profile(monkeypatch, tmp_path, capsys):
+    claims = tmp_path / "build" / "smoke" / "claims.json"
+    claims.parent.mkdir(parents=True)
+    claims.write_text("{}")
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    monkeypatch.setattr(compare, "REFERENCE", tmp_path / "reference.json")
+    monkeypatch.setattr("sys.argv", ["compare.py", "--profile", "smoke", "--accept"])
+    assert compare.main() == 2
+    assert capsys.readouterr().out.startswith("The reference holds the claims of profile standard")
+    assert not (tmp_path / "reference.json").exists()
+
+
+def test_no_cores_are_refused_at_once():
+    result = build(ROOT, "--profile", "smoke", "--cores", "0")
+    assert (result.returncode, result.stdout) == (2, "CORES must be at least 1, not 0.\n")

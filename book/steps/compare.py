@@ -35,9 +35,12 @@ def differences(old: dict, new: dict) -> list[str]:
     before = {f"{claim['chapter']}/{claim['key']}": claim for claim in old["claims"]}
     after = {f"{claim['chapter']}/{claim['key']}": claim for claim in new["claims"]}
     lines = []
-    for field in sorted((old.keys() | new.keys()) - {"claims", "comparisons"}):  # comparisons are counted from claims
-        if not same(old.get(field), new.get(field)):
-            lines.append(f"{field}: {old.get(field)} -> {new.get(field)}")
+    heads = [content | content["chapters"] for content in (old, new)]  # seeds and threads chapter by chapter
+    follow = {"claims", "chapters", "comparisons"}  # below; just now; counted from the claims
+    for field in sorted((heads[0].keys() | heads[1].keys()) - follow):
+        a, b = (head.get(field) for head in heads)
+        if not same(a, b):
+            lines.append(f"{field}: {a} -> {b}")
     for name in sorted(before.keys() | after.keys()):
         if name not in after:
             lines.append(f"removed  {name}: {before[name]['statement']}")

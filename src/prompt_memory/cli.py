@@ -46,6 +46,9 @@ What comes out: `indices` of the tokens that are kept, their `weights`, and with
 """
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a disk answers that is full or broken
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}\n")
@@ -139,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (ValueError, OSError) as error:
         print(f"{name}: {_sentence(error)}", file=sys.stderr)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # no fault of the input
+        if getattr(error, "errno", None) in NO_ROOM:  # no fault of the input
             _drop_output(sys.stdout)
             return 1
         return 2

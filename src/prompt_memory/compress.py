@@ -474,7 +474,7 @@ class _Polynomials:
             raise ValueError(f"{name} must be finite")
         (degree,) = integers(0, degree=degree)
         d = points.shape[1]
-        self.count = math.comb(d + int(degree), d)
+        self.count = math.comb(d + degree, d)
         _affordable(self.count)
         size = np.abs(points).max() or 1.0
         scaled = points / size  # squares must not overflow
@@ -485,7 +485,7 @@ class _Polynomials:
         thick = reach > 1e-13 * (reach.max() + np.abs(turned).max())  # other directions are rounding
         scale = np.where(thick, np.maximum(reach, 1e-4 * reach.max()), np.inf)  # thin ones are not blown up
         self.points = (turned - (low + high) / 2) / scale
-        self.exponents = np.array(_exponents(d, int(degree)))  # [count, d]
+        self.exponents = np.array(_exponents(d, degree))  # [count, d]
 
     def __call__(self, which) -> Float[np.ndarray, "b count"]:
         x = self.points[which]

@@ -413,7 +413,7 @@ def _from_pretrained(auto, name_or_folder, dtype, device):
     if (layers := getattr(config, "num_hidden_layers", 1)) < 1:
         raise ValueError(f"the config.json of {name_or_folder} tells of {layers} layers")
     settings |= dict(config=config, dtype=number, use_safetensors=True, output_loading_info=True)
-    settings |= dict(ignore_mismatched_sizes=True)  # they are refused below, with their names
+    settings["ignore_mismatched_sizes"] = True  # they are refused below, with their names
     try:
         network, report = auto.from_pretrained(place, **settings)
     except SafetensorError as error:

@@ -97,8 +97,8 @@ def generic_instance(
 
 def digits(index: Int[Tensor, " N"], base: int, length: int) -> Int[Tensor, "N length"]:
     """The last `length` digits of each number, most significant first; numbers are below 2^63, lengths are not."""
-    digits = []
+    found = []
     for _ in range(length):
-        digits.append(index % base)
+        found.append(index % base)
         index = index // base
-    return torch.stack(digits[::-1], -1)
+    return torch.stack(found[::-1], -1)
