@@ -13,7 +13,6 @@ import contextlib
 import datetime
 import importlib
 import io
-import json
 import multiprocessing
 import os
 import subprocess
@@ -91,7 +90,7 @@ def folder(chapter: chapters.Chapter, profile: str) -> Path:
 def finished(chapter: chapters.Chapter, profile: str, seeds: range) -> list[dict]:
     """The results there are, in the order of their seeds."""
     files = (folder(chapter, profile) / f"{seed}.json" for seed in seeds)
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    return [chapters.read_json(file) for file in files if file.exists()]
 
 
 def summarise(results: list[dict]) -> dict:
@@ -127,7 +126,7 @@ def write_summary(profile: str, seeds: range) -> None:
     """Put what is finished for the present chapters into book/seeds.json; older rows stay until theirs is replaced."""
     from prompt_memory import claims
 
-    summary = json.loads(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else {}
+    summary = chapters.read_json(SUMMARY) if SUMMARY.exists() else {}
     rows = summary.setdefault(profile, {})
     for chapter in chapters.all_chapters():
         results = finished(chapter, profile, seeds)
@@ -165,7 +164,7 @@ def run_all(jobs: list[tuple[chapters.Chapter, int]], profile: str, cores: int, 
                     troubles.append(f"{name}, seed {seed}: its process died (exit status {process.exitcode})")
                     chapters.say("FAILED " + troubles[-1])
                     continue
-                result = json.loads(path.read_text(encoding="utf-8"))
+                result = chapters.read_json(path)
                 violated = [key for key, (_, verdict) in result["claims"].items() if verdict == "violated"]
                 if violated or result["error"]:
                     troubles.append(f"{name}, seed {seed}: {result['error'] or 'violated: ' + ', '.join(violated)}")
@@ -241,4 +240,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(chapters.guard(main))
