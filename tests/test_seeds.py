@@ -77,6 +77,13 @@ def test_seeds_are_run_once_counted_and_named(tree):
     assert (row["seeds"], row["violated"], list(row["failed"])) == (4, {"k": [2]}, ["3"])
     assert row["forecasts"]["flips"] == {"hit": 2, "undecided": 0, "missed": 2}
     assert row["forecasts"]["steady"] == {"hit": 4, "undecided": 0, "missed": 0}
+    for file in (tree / "build" / "seeds").rglob("*.json"):
+        file.unlink()  # another machine, which has the summary only
+    third = build(tree, "--seeds", "5", step="seeds.py")
+    assert third.stdout.startswith("1 runs of 1 chapters in smoke (4 are known)")
+    row = summary(tree)
+    assert (row["seeds"], row["violated"], list(row["failed"])) == (5, {"k": [2]}, ["3"])
+    assert row["forecasts"]["flips"] == {"hit": 3, "undecided": 0, "missed": 2}
 
 
 def test_a_changed_chapter_starts_anew(tree):
