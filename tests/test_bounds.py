@@ -283,6 +283,131 @@ def test_everything_can_be_recalled_with_enough_bits():
         assert bounds.recall_tail_bits(2.0 * n * math.log2(q), n, q, 1.0) == 0
 
 
+# --- many labelings, other labels, extremes ------------------------------------------------------------------------
+
+
+def total_hits(codebook, n, q, samples):
+    """The distribution of the best hits of `samples` labelings together, all q^(n·samples) of them counted."""
+    counts = Counter(agreements(codebook, n, q).tolist())
+    totals = Counter({0: 1})
+    for _ in range(samples):
+        added = Counter()
+        for (total, ways), (hits, more) in itertools.product(totals.items(), counts.items()):
+            added[total + hits] += ways * more
+        totals = added
+    return totals
+
+
+@pytest.mark.parametrize("name", CODEBOOKS)
+@pytest.mark.parametrize("samples", [1, 3, 12])
+def test_the_mean_recall_of_many_labelings_stays_below_its_quantile(name, samples):
+    codebook, q = CODEBOOKS[name]
+    n = codebook.shape[1]
+    bits = math.log2(len(np.unique(codebook, axis=0)))
+    totals = total_hits(codebook, n, q, samples)
+    for log2_probability in (-0.1, -1.0, -5.0, -20.0, -60.0):
+        quantile = bounds.mean_recall_quantile(bits, n, q, samples, log2_probability)
+        above = sum(ways for total, ways in totals.items() if total / (n * samples) > quantile + 1e-12)
+        assert Fraction(above, q ** (n * samples)) <= 2**log2_probability
+
+
+def test_the_quantile_of_a_mean_is_that_of_one_labeling_and_tends_to_the_ceiling():
+    for bits, n, q in ((0, 10, 2), (3, 12, 2), (16, 64, 2), (5, 9, 3)):
+        one = bounds.mean_recall_quantile(bits, n, q, 1, -33.0)
+        assert one == bounds.recall_quantile(bits, n, q, -33.0)
+        few, many = (bounds.mean_recall_quantile(bits, n, q, samples, -33.0) for samples in (30, 30_000))
+        ceiling = bounds.best_recall_ceiling(bits, n, q)
+        assert ceiling < many < few <= one
+        assert many - ceiling < 0.01
+        # as one code of S·bits bits on S·n labels, the other limit
+        assert few <= bounds.recall_quantile(30 * bits, 30 * n, q, -33.0)
+
+
+@quick
+@given(data=st.data(), n=st.integers(1, 5), words=st.integers(1, 12), q=st.integers(2, 3))
+def test_labels_with_other_probabilities(data, n, words, q):
+    """Independent labels, each with its own distribution: every labeling is weighed with its probability."""
+    weights = st.lists(st.integers(0, 5), min_size=q, max_size=q).filter(any)
+    shares = [[Fraction(weight, sum(row)) for weight in row] for row in (data.draw(weights) for _ in range(n))]
+    chances = [float(max(row)) for row in shares]
+    answers = st.lists(st.integers(0, q - 1), min_size=n, max_size=n)
+    codebook = np.array(data.draw(st.lists(answers, min_size=words, max_size=words)))
+    bits = math.log2(len(np.unique(codebook, axis=0)))
+    recalled, tail = np.zeros(n), np.zeros(n + 1)
+    for labels in itertools.product(range(q), repeat=n):
+        probability = float(math.prod(row[label] for row, label in zip(shares, labels, strict=True)))
+        right = codebook == np.array(labels)
+        best = right[right.sum(1).argmax()]
+        recalled += probability * best
+        tail[: best.sum() + 1] += probability
+    spent = sum(bounds.binary_divergence(min(1.0, a), p) for a, p in zip(recalled, chances, strict=True))
+    assert spent <= bits + 1e-9
+    for k in range(n + 1):
+        assert tail[k] <= 2 ** bounds.independent_tail_bits(bits, chances, k) + 1e-9
+
+
+def test_the_bounds_for_other_labels_are_attained():
+    # one answer for all: it recalls every label with its chance, and the number of hits is the sum of the coins
+    chances = [0.5, 0.9, 0.3, 1.0]
+    coins = list(itertools.product((0, 1), repeat=4))
+    weights = [math.prod(p if hit else 1 - p for p, hit in zip(chances, each, strict=True)) for each in coins]
+    for k in range(5):
+        exact = sum(weight for weight, each in zip(weights, coins, strict=True) if sum(each) >= k)
+        assert 2 ** bounds.independent_tail_bits(0, chances, k) == pytest.approx(exact, rel=1e-12)
+    # half of the labels known for sure: each costs −log2 of its chance
+    assert 3 * bounds.binary_divergence(1.0, 0.25) == 6
+    assert bounds.binary_divergence(0.2, 0.4) == bounds.binary_divergence(1.0, 1.0) == 0
+
+
+@quick
+@given(q=CLASSES, n=st.integers(1, 200), bits=st.floats(0, 300), data=st.data())
+def test_uniform_labels_are_a_special_case(q, n, bits, data):
+    hits = data.draw(st.integers(0, n))
+    uniform = bounds.recall_tail_bits(bits, n, q, hits / n)
+    assert bounds.independent_tail_bits(bits, [1 / q] * n, hits) == pytest.approx(uniform, abs=1e-9)
+    recall = data.draw(FRACTIONS)
+    assert bounds.binary_divergence(recall, 1 / q) == pytest.approx(bounds.rate(1 - recall, q), abs=1e-12)
+
+
+@quick
+@given(a=FRACTIONS, b=FRACTIONS, p=st.floats(0.01, 1), r=st.floats(0.01, 1), share=FRACTIONS)
+def test_the_divergence_is_jointly_convex(a, b, p, r, share):
+    mixed = bounds.binary_divergence(share * a + (1 - share) * b, share * p + (1 - share) * r)
+    assert mixed <= share * bounds.binary_divergence(a, p) + (1 - share) * bounds.binary_divergence(b, r) + 1e-12
+
+
+@pytest.mark.parametrize("q", [2, 3, 50257])
+@pytest.mark.parametrize("advantage", [1e-12, 1e-9, 1e-7])
+def test_the_rate_near_chance_does_not_cancel(q, advantage):
+    """Against the power series of (1 + x) ln(1 + x) − x in fractions, at x = qδ and at −qδ/(q − 1)."""
+    u = Fraction(advantage) * q
+    series = [sum((-x) ** k / (k * (k - 1)) for k in range(2, 12)) for x in (u, -u / (q - 1))]
+    wanted = float(series[0] + (q - 1) * series[1]) / q / math.log(2)
+    assert bounds._rate_above_chance(advantage, q) == pytest.approx(wanted, rel=1e-12)
+    assert bounds.rate(0.5 - 2**-53, 2) == pytest.approx(2 * 4.0**-53 / math.log(2))
+
+
+def test_the_tail_of_very_many_labels_is_a_bound_still():
+    for n in (10**12, 10**13, 10**15, 10**17):
+        recall = 0.5 + 20 / math.sqrt(n)
+        tail = bounds.recall_tail_bits(5.0, n, 2, recall)
+        # 40 standard deviations: log2 Φ(−40) = −1160.8, and the closed form is −(40²/2)/ln 2 = −1154.2
+        assert -1161 + 5 <= tail <= -1154 + 5
+
+
+@pytest.mark.parametrize(("n", "k"), [(250_000, 120_000), (10**7, 150_000)])
+def test_large_binomials_agree_with_gamma_functions(n, k):
+    exact = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    assert bounds._log2_binomial(n, k) == pytest.approx(exact, rel=1e-12)
+
+
+def test_large_binomials_continue_the_small_ones():
+    for v in (2**17, 2**40, 2**2000):
+        below, above = (bounds._log2_binomial(v + m - 1, m) for m in (10**5, 10**5 + 1))
+        assert above - below == pytest.approx(math.log2(v + 10**5) - math.log2(10**5 + 1), rel=1e-3)
+    assert bounds.multiset_bits(1, 10**9, 32) > bounds.multiset_bits(1, 10**9 - 1, 32)
+
+
 # --- effective dimension -------------------------------------------------------------------------------------------
 
 
@@ -539,6 +664,17 @@ NAN = math.nan
         (lambda: bounds.pinsker_recall_ceiling(-1, 2, 2), "bits must be"),
         (lambda: bounds.pinsker_recall_ceiling(1, 0, 2), "n must be"),
         (lambda: bounds.pinsker_recall_ceiling(1, 2, 1), "q, the number of classes"),
+        (lambda: bounds.best_recall_ceiling(5, 10**8, 2), "n = 100000000 exceeds ten million"),
+        (lambda: bounds.mean_recall_quantile(5, 10, 2, 0, -1.0), "samples must be an integer >= 1"),
+        (lambda: bounds.mean_recall_quantile(5, 10, 2, 3, 0.0), "log2_probability must be a number < 0"),
+        (lambda: bounds.mean_recall_quantile(5, 10, 2, 3, -math.inf), "log2_probability must be a number < 0"),
+        (lambda: bounds.binary_divergence(1.5, 0.5), "recall must be a probability"),
+        (lambda: bounds.binary_divergence(0.5, NAN), "chance must be a probability, not nan"),
+        (lambda: bounds.binary_divergence(0.5, 0), "chance must be above 0"),
+        (lambda: bounds.independent_tail_bits(-1, [0.5], 1), "bits must be"),
+        (lambda: bounds.independent_tail_bits(1, [], 0), "1 to 20,000 probabilities"),
+        (lambda: bounds.independent_tail_bits(1, [0.5, NAN], 0), "1 to 20,000 probabilities"),
+        (lambda: bounds.independent_tail_bits(1, [0.5], 2), "hits must be at most 1"),
         (lambda: bounds.effective_dimension(WIDE, 0), "m must be an integer >= 1, not 0"),
         (lambda: bounds.effective_dimension(WIDE, 1, tuning="lora"), "tuning must be one of soft, prefix, not 'lora'"),
         (lambda: bounds.effective_dimension(WIDE, 1, read="last"), "read must be one of fixed, moving, not 'last'"),

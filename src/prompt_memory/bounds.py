@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -36,7 +37,7 @@ def multiset_bits(d: int, m: int, bits_per_coordinate: int) -> float:
 
     Bounds Mem_γ(m) when the network cannot see the order of the prompt: without positions, bidirectional at any depth
     or with one layer (Theorem 1; in exact arithmetic, as floating-point sums depend on the order in their last bit).
-    Grows like (2^{bd} − 1) log2 m, not like m, once m is much larger than 2^{bd}.
+    Once m is much larger than 2^{bd}, a doubling of m adds only about 2^{bd} − 1 bits.
     ValueError if an argument is not an integer >= 1.
     """
     d, m, b = integers(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
@@ -93,12 +94,14 @@ def recall_tail_bits(bits: float, n: int, q: int, recall: float) -> float:
 
     The sharp form of the strong converse: at most 2^bits behaviours, each of which agrees with uniform labels in
     Binomial(n, 1/q) places, so bits + log2 Pr[Binomial(n, 1/q) >= ⌈recall·n⌉].  Never above the closed form
-    bits − n R_q(1 − recall) for recall >= 1/q (Theorem 1).  ValueError as in `recall_ceiling`, or if `recall` is not
-    between 0 and 1.
+    bits − n R_q(1 − recall) for recall >= 1/q, which is returned for n > 10^12, where the binomial tail cannot be
+    computed to a bit (Theorem 1, part 3).  ValueError as in `recall_ceiling`, or if `recall` is not between 0 and 1.
     """
     n, q = _labels(bits, n, q)
     if not 0 <= recall <= 1:
         raise ValueError(f"recall is a fraction between 0 and 1, not {recall}")
+    if n > 10**12:
+        return min(0.0, bits - n * rate(1 - recall, q))
     hits = math.ceil(recall * n - 1e-9 - 1e-15 * n)  # recall = k/n must not round up to k + 1
     if hits <= 0:
         return 0.0
@@ -111,7 +114,7 @@ def best_recall_ceiling(bits: float, n: int, q: int) -> float:
     """(1/n) Σ_{k=1}^{n} min(1, 2^bits Pr[Binomial(n, 1/q) >= k]): a ceiling on expected best recall, as a fraction.
 
     Follows from the sharp converse by summing tails; unlike `recall_ceiling` it knows that n is finite, and is the
-    smaller of the two in most of the range (Theorem 1).  ValueError as in `recall_ceiling`.
+    smaller of the two in most of the range (Theorem 1, part 4).  ValueError as in `recall_ceiling`, or if n > 10^7.
     """
     n, q = _labels(bits, n, q)
     return float(np.exp(np.minimum(0.0, bits * math.log(2) + _log_tails(1, n, n, q))).mean())
@@ -120,21 +123,46 @@ def best_recall_ceiling(bits: float, n: int, q: int) -> float:
 def recall_quantile(bits: float, n: int, q: int, log2_probability: float) -> float:
     """The recall that some prompt exceeds with probability at most 2^log2_probability, as a fraction.
 
-    The largest k/n with bits + log2 Pr[Binomial(n, 1/q) >= k] > log2_probability (Theorem 1, strong converse).
-    ValueError as in `recall_ceiling`, or unless log2_probability < 0.
+    The largest k/n with bits + log2 Pr[Binomial(n, 1/q) >= k] > log2_probability (Theorem 1, part 3).
+    ValueError as in `recall_ceiling`, or if n > 10^7, or unless log2_probability < 0 is finite.
     """
     n, q = _labels(bits, n, q)
-    if not log2_probability < 0:
-        raise ValueError(f"log2_probability must be a number < 0, not {log2_probability}")
+    _rare(log2_probability)
     likely = bits * math.log(2) + _log_tails(1, n, n, q) > log2_probability * math.log(2)
     return float(likely.sum() / n)
+
+
+def mean_recall_quantile(bits: float, n: int, q: int, samples: int, log2_probability: float) -> float:
+    """What the mean recall of `samples` labelings exceeds with probability at most 2^log2_probability, as a fraction.
+
+    For S = `samples` independent uniform labelings of the same n queries, and a prompt for each of them, chosen by
+    anything.  The smaller of two limits: the recall quantile of 2^{S·bits} behaviours on S·n labels; and
+    inf_{s > 0} [ln E e^{sK} − ln(probability)/S]/(s n), Chernoff's bound, where K is distributed as the best number of
+    hits can be at most, Pr[K >= k] = min(1, 2^bits Pr[Binomial(n, 1/q) >= k]).  Tends to `best_recall_ceiling` when S
+    grows, and is `recall_quantile` for S = 1, or less (Theorem 1, part 5).
+    ValueError as in `recall_quantile`, or if S·n > 10^7.
+    """
+    n, q = _labels(bits, n, q)
+    (samples,) = integers(samples=samples)
+    jointly = recall_quantile(samples * bits, samples * n, q, log2_probability)
+    hits = np.arange(1, n + 1)
+    log_tail = np.minimum(0.0, bits * math.log(2) + _log_tails(1, n, n, q))
+
+    def limit(log_slope: float) -> float:  # every slope gives a valid one
+        s = math.exp(log_slope)
+        log_steps = s * hits + math.log(-math.expm1(-s))  # of e^{sk} − e^{s(k − 1)}
+        log_moment = np.logaddexp(0.0, np.logaddexp.reduce(log_steps + log_tail))
+        return float(log_moment - log2_probability * math.log(2) / samples) / (s * n)
+
+    best = optimize.minimize_scalar(limit, bounds=(-18.0, 8.0), method="bounded", options={"xatol": 1e-6})
+    return min(jointly, float(best.fun))
 
 
 def random_code_recall(bits: float, n: int, q: int) -> float:
     """(1/n) Σ_{k=1}^{n} [1 − (1 − Pr[Binomial(n, 1/q) >= k])^{2^bits}], expected best recall of random behaviours.
 
     What 2^bits *independent uniform* behaviours would recall: a heuristic for a network, whose behaviours are neither,
-    and exact for a random code.  Never above `best_recall_ceiling`.  ValueError as in `recall_ceiling`.
+    and exact for a random code.  Never above `best_recall_ceiling`.  ValueError as in `best_recall_ceiling`.
     """
     n, q = _labels(bits, n, q)
     log_tail = _log_tails(1, n, n, q)
@@ -145,19 +173,80 @@ def random_code_recall(bits: float, n: int, q: int) -> float:
     return float((1 - missed).mean())
 
 
+def binary_divergence(recall: float, chance: float) -> float:
+    """d(a ‖ p) = a log2(a/p) + (1 − a) log2((1 − a)/(1 − p)) for a >= p and 0 below, in bits per label.
+
+    What it takes to recall with probability a = `recall` a label that no fixed answer hits with a probability above
+    p = `chance`: Σ_i d(a_i ‖ p_i) <= log2 N_n for independent labels (Theorem 1, part 6).  Equal to `rate` at p = 1/q.
+    ValueError unless recall is between 0 and 1, and chance above 0 and at most 1.
+    """
+    a, p = _probability("recall", recall), _probability("chance", chance)
+    if p == 0:
+        raise ValueError("chance must be above 0")
+    if a <= p:
+        return 0.0
+    u, v = (a - p) / p, (a - p) / (1 - p)  # a = p (1 + u) and 1 − a = (1 − p)(1 − v)
+    return (p * _bregman(u) + (1 - p) * _bregman(-v)) / math.log(2)
+
+
+def independent_tail_bits(bits: float, chances: Float[np.ndarray, " n"], hits: int) -> float:
+    """log2 of the bound on Pr[some prompt recalls >= hits labels], at most 0, for independent labels of any kind.
+
+    bits + log2 Pr[B >= hits], where B is a sum of n independent coins with the probabilities `chances`, of which the
+    i-th is at least that of every class for label i (Theorem 1, part 6).  Equal to `recall_tail_bits` at 1/q.
+    ValueError for bits < 0, chances that are no probabilities, or hits that are not an integer from 0 to n <= 20,000.
+    """
+    chances = np.asarray(chances, dtype=float)
+    if not bits >= 0:
+        raise ValueError(f"bits must be a number >= 0, not {bits}")
+    if chances.ndim != 1 or not 1 <= len(chances) <= 20_000 or not np.all((chances >= 0) & (chances <= 1)):
+        raise ValueError("chances must be a list of 1 to 20,000 probabilities")
+    (hits,) = integers(0, hits=hits)
+    if hits > len(chances):
+        raise ValueError(f"hits must be at most {len(chances)}, the number of labels, not {hits}")
+    with np.errstate(divide="ignore"):
+        log_hit, log_miss = np.log(chances), np.log1p(-chances)
+    log_mass = np.full(len(chances) + 1, -np.inf)  # of 0 … n hits among the labels seen so far
+    log_mass[0] = 0.0
+    for hit, miss in zip(log_hit, log_miss, strict=True):
+        log_mass[1:] = np.logaddexp(log_mass[1:] + miss, log_mass[:-1] + hit)
+        log_mass[0] += miss
+    return min(0.0, bits + float(np.logaddexp.reduce(log_mass[hits:])) / math.log(2))
+
+
 def _rate_above_chance(advantage: float, q: int) -> float:
-    """R_q(1 − a) at a = 1/q + advantage, in a form that does not cancel near chance."""
-    a = min(1.0, 1 / q + advantage)
-    nats = special.xlog1py(a, q * advantage) + special.xlog1py(1 - a, max(-1.0, -q * advantage / (q - 1)))
-    return max(0.0, float(nats) / math.log(2))
+    """R_q(1 − a) at a = 1/q + advantage, to full relative accuracy in the advantage."""
+    u = q * advantage
+    nats = (_bregman(min(u, q - 1.0)) + (q - 1) * _bregman(max(-1.0, -u / (q - 1)))) / q
+    return nats / math.log(2)
+
+
+def _bregman(x: float) -> float:
+    """(1 + x) ln(1 + x) − x for x >= −1, which is x²/2 near 0 and never cancels here."""
+    if abs(x) > 0.02:
+        return float(special.xlog1py(1 + x, x)) - x
+    return x * x * math.fsum((-x) ** (k - 2) / (k * (k - 1)) for k in range(2, 13))
+
+
+def _rare(log2_probability: float) -> None:
+    if not -math.inf < log2_probability < 0:
+        raise ValueError(f"log2_probability must be a number < 0, not {log2_probability}")
+
+
+def _probability(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability, not {value}")
+    return float(value)
 
 
 def _log_tails(first: int, last: int, n: int, q: int) -> Float[np.ndarray, " K"]:
     """ln Pr[Binomial(n, 1/q) >= k] for k = first … last, where first >= 1.
 
     Where the probability underflows, the logarithms of the single probabilities are added up from `last` downwards;
-    `last` must then be n, or so far out that what is beyond does not count.
+    `last` must then be n, or so far out that what is beyond does not count.  ValueError for more than 10^7 of them.
     """
+    if last - first >= 10**7:
+        raise ValueError(f"all n tails are held in memory, and n = {n} exceeds ten million; use recall_ceiling instead")
     k = np.arange(first, last + 1)
     log_mass = (
         special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
@@ -600,9 +689,15 @@ def mimo_bits(singular_values: Float[np.ndarray, " k"], radius: float, eps: floa
 
 
 def _log2_binomial(n: int, k: int) -> float:
-    """A sum of logarithms: n may have thousands of digits, where factorials and their logarithms fail."""
+    """A sum of logarithms, as n may have thousands of digits, where factorials fail; Stirling's series for large k."""
     k = min(k, n - k)
-    return math.fsum(math.log2(n - i) - math.log2(i + 1) for i in range(k))
+    if k <= 10**5:
+        return math.fsum(math.log2(n - i) - math.log2(i + 1) for i in range(k))
+    share = k / n
+    others = (1 / share - 1) * math.log1p(-share) if share > 1e-300 else -1.0  # (n − k)/k · ln(1 − k/n)
+    square_root = (math.log2(n) - math.log2(n - k) - math.log2(2 * math.pi * k)) / 2
+    series = (1 / n - 1 / k - 1 / (n - k)) / 12  # the next term is below 1/(360 k³)
+    return k * (math.log2(n) - math.log2(k) - others / math.log(2)) + square_root + series / math.log(2)
 
 
 def _classes(q: int) -> int:
@@ -805,14 +900,16 @@ def one_coordinate_bits(n: int, heads: int, mlp: int, tokens: int = 1) -> float:
 def universality_tokens(eps: float, inputs: int, d: int, bits_per_coordinate: int) -> int:
     """⌈K^inputs / (b d)⌉ with K = ⌈1/(2 eps)⌉ − 1: the least prompt length that can be universal.
 
-    If for every 1-Lipschitz function (maximum norm) on [0, 1]^inputs some prompt of m tokens makes the network's output
-    differ from it by at most eps everywhere, then m is at least this (Theorem 1 applied to K^inputs bumps).
+    If for every function from [0, 1]^inputs to [−1/2, 1/2] that is 1-Lipschitz (maximum norm) some prompt of m tokens
+    makes the network's output differ from it by at most eps everywhere, then m is at least this (Theorem 1 applied to
+    K^inputs bumps).  Exact for the number that the float eps is.
     ValueError unless 0 < eps < 1/2 and the counts are integers >= 1.
     """
     inputs, d, b = integers(inputs=inputs, d=d, bits_per_coordinate=bits_per_coordinate)
     if not 0 < eps < 0.5:
         raise ValueError(f"eps must lie strictly between 0 and 1/2, not {eps}")
-    return -(-((math.ceil(1 / (2 * eps)) - 1) ** inputs) // (b * d))
+    cells = math.ceil(1 / (2 * Fraction(eps))) - 1
+    return -(-(cells**inputs) // (b * d))
 
 
 def float_bits(radius: float, *, exponent: int, fraction: int) -> float:

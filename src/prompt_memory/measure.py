@@ -36,6 +36,26 @@ def behaviours(
     return table
 
 
+def behaviour_pairs(
+    model: Transformer,
+    prompts: Callable[[Int[Tensor, " R"]], Float[Tensor, "R m d"]],
+    numbers: Int[Tensor, " K"],
+    queries: Tensor,
+    *,
+    generator: torch.Generator,
+) -> int:
+    """How many different pairs (prompt, behaviour) are seen when the prompts with these numbers are run twice.
+
+    The second time prompts and queries come in another order and batches have another size.  A network whose answer is
+    a function of prompt and query shows K pairs; one that lets a batch leak into an answer shows more.
+    """
+    order, asked = torch.randperm(len(numbers), generator=generator), torch.randperm(len(queries), generator=generator)
+    once = behaviours(model, lambda i: prompts(numbers[i]), len(numbers), queries, chunk=512)
+    again = behaviours(model, lambda i: prompts(numbers[order[i]]), len(numbers), queries[asked], chunk=199)
+    differ = (once[order.numpy()][:, asked.numpy()] != again).any(1)
+    return len(numbers) + int(differ.sum())
+
+
 def distinct(table: UInt8[np.ndarray, "N n"]) -> UInt8[np.ndarray, "D n"]:
     """The different rows of a table of behaviours, [D, n], in lexicographic order."""
     return first_occurrences(table)[0]
