@@ -412,19 +412,26 @@ def effective_dimension(
     tuning: Literal["soft", "prefix"] = "soft",
     read: Literal["fixed", "moving"] = "moving",
     own_token: bool = True,
+    rank_checked: bool = False,
 ) -> int:
     """D_eff = max rank DΦ, the number of real coordinates of a prompt that the outputs can see (Theorem 3).
 
-    For generic weights, queries and prompts, smooth activations, enough queries and q >= d outputs.  `read="moving"`:
-    the token at which the output is read differs between queries; `"fixed"`: it is always the same, at the same
-    position, and only the other tokens of the query vary.  `own_token=False`: queries see the prompt only, not
-    themselves.  `config.norm_eps` decides whether the norms are exactly scale-invariant.
+    For generic weights, queries and prompts, smooth activations and enough queries.  `read="moving"`: the token at
+    which the output is read differs between queries; `"fixed"`: it is always the same, at the same position, and only
+    the other tokens of the query vary.  `own_token=False`: queries see the prompt only, not themselves.
+    `config.norm_eps` decides whether the norms are exactly scale-invariant.
 
     With e the dimensions that norms leave to a token (d; d − 1 for LayerNorm; one less for one layer and norm_eps = 0):
     one layer gives m·min(e, H(d_k + d_v)), causal depth L gives m·min(e, L H(d_k + d_v)), bidirectional depth m·e,
     prefix tuning L m H(d_k + d_v), one layer read at a fixed token at most H(1 + d_v); without own tokens the shifts
-    that a softmax cannot see are subtracted.  Returns an int.
-    ValueError for m < 1, an unknown option, or a network for which no formula is established.
+    that a softmax cannot see are subtracted.
+
+    `config.q`, the number of outputs, matters only below c = `outputs_per_query(config)`.  Then one layer without norm
+    and token-wise network gives m·min(d, H(d_k + min(d_v, q))), queries that all return the same vector give at most q,
+    and other networks are refused, unless `rank_checked` says that the caller has measured that fewer outputs lose
+    nothing.  (The count for q >= c, which is then returned, is an upper bound in any case.)  A config without q counts
+    as one with enough outputs.
+    Returns an int.  ValueError for m < 1, an unknown option, or a network for which no formula is established.
     """
     (m,) = integers(m=m)
     for name, value, allowed in (("tuning", tuning, ("soft", "prefix")), ("read", read, ("fixed", "moving"))):
@@ -434,9 +441,18 @@ def effective_dimension(
         raise ValueError("LayerNorm of a single coordinate is always zero: give d >= 2")
     count = _soft_dimension if tuning == "soft" else _prefix_dimension
     dimension = count(config, m, read == "fixed", own_token)
+    q = getattr(config, "q", None)
     if read == "fixed" and not own_token:  # every query returns the same vector
-        dimension = min(dimension, outputs_per_query(config))
-    return dimension
+        return min(dimension, outputs_per_query(config, q))
+    if q is None or rank_checked or q >= outputs_per_query(config):
+        return dimension
+    if tuning == "soft" and read == "moving" and own_token and config.depth == 1:
+        if config.norm == "none" and not config.mlp:
+            return m * min(config.d, config.heads * (min(config.d_k, config.d) + min(config.d_v, q)))
+    raise ValueError(
+        f"with q = {q} outputs, fewer than the {outputs_per_query(config)} that a query has, D_eff is not established: "
+        "measure the rank and give rank_checked=True if nothing is lost"
+    )
 
 
 def outputs_per_query(config, q: int | None = None) -> int:
