@@ -455,6 +455,46 @@ def effective_dimension(
     )
 
 
+def dimension_ceiling(
+    config,
+    m: int,
+    *,
+    tuning: Literal["soft", "prefix"] = "soft",
+    read: Literal["fixed", "moving"] = "moving",
+    own_token: bool = True,
+) -> int:
+    """The least entry of the table of Theorem 3, part 3, that fits the network: a proved upper bound on D_eff.
+
+    `effective_dimension` is at most this, and equal unless one of its refinements applies.  Returns an int.
+    ValueError as there.
+    """
+    effective_dimension(config, m, tuning=tuning, read=read, own_token=own_token, rank_checked=True)
+    L, H, d = config.depth, config.heads, config.d
+    d_k, d_v = min(config.d_k, d), min(config.d_v, d)
+    cached = L * m * H * (d_k + d_v)
+    if tuning == "prefix":
+        found = [cached - (0 if own_token else L * H * d_k)]
+    else:
+        lost = int(config.norm == "layer") + int(config.norm != "none" and L == 1 and config.norm_eps == 0)
+        found = [m * (d - lost)] + ([cached] if config.causal or L == 1 else [])
+    return min(found + ([H * (1 + d_v)] if L == 1 and read == "fixed" else []))
+
+
+def within_log2_probability(d: int, m: int, radius: float, lipschitz: float, eps: float, numbers: int) -> float:
+    """log2 of min(1, (1 + 2rΛ/ε)^{dm} (2ε)^N), the chance of a random target to lie near an output (Theorem 3, part 1).
+
+    For N = `numbers` real targets, uniform in [−1, 1], prompts of m vectors of norm at most r = `radius` and outputs
+    that move by at most Λ = `lipschitz` times the largest move of a vector: probability that some prompt has all
+    outputs within ε = `eps` of the target.  Falls like ε^{N − dm}.  Returns bits, <= 0.
+    ValueError unless d, m and numbers are integers >= 1, radius and lipschitz finite and >= 0, eps finite and > 0.
+    """
+    d, m, numbers = integers(d=d, m=m, numbers=numbers)
+    reach = 2 * _nonnegative("radius", radius) * _nonnegative("lipschitz", lipschitz)
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps}")
+    return min(0.0, d * m * math.log1p(reach / eps) / math.log(2) + numbers * math.log2(2 * eps))
+
+
 def outputs_per_query(config, q: int | None = None) -> int:
     """c, the independent outputs of one query: min(q, dimensions the last norm leaves, dimensions attention writes).
 
@@ -552,11 +592,13 @@ def _fixed_query_span(config) -> int:
 
 
 def accessible_slope(d: int, vocabulary: int, radius: float, eps: float) -> float:
-    """d·ln(1 + 2·radius/eps)/ln(vocabulary): tokens of output that one prompt vector can decide, at most.
+    """d·ln(1 + 2·radius/eps)/ln(vocabulary): the slope of the number of strings that are told apart at eps.
 
-    A set of points of the d-dimensional ball (of any norm) of that radius with distances >= eps has at most
-    (1 + 2·radius/eps)^d members, and each token of a random string is worth log2(vocabulary) bits.  The bound of
-    arXiv 2605.22223 on the slope of accessible length against prompt length.  Returns tokens per prompt vector.
+    Only strings count for which prompts can be chosen that lead to them and are at least eps apart (in the vector that
+    moves most), such as strings that a prompt leads to together with all prompts closer than eps/2.  Of these there
+    are at most (1 + 2·radius/eps)^(d m) for m vectors of a ball of that radius in any norm on R^d, and each token of a
+    random string is worth log2(vocabulary) bits.  The value of the bound of arXiv 2605.22223 on the slope of accessible
+    length against prompt length.  Returns tokens per prompt vector.
     ValueError unless d >= 1 and vocabulary >= 2 are integers and radius and eps are positive and finite.
     """
     d, vocabulary = integers(d=d, vocabulary=vocabulary)

@@ -265,11 +265,17 @@ def certified_rank(matrix: Ball) -> int:
 
 
 class Rank(NamedTuple):
-    """The largest certified rank of several draws, how many were drawn, and the relative singular value it rests on."""
+    """What several draws show of one architecture.
+
+    `rank` is the largest certified rank and `smallest` the relative singular value that it rests on; `draws` were
+    needed for it.  `settled` is False where no draw certified enough and the singular values leave a doubt: then
+    neither the rank nor an exception is established.
+    """
 
     rank: int
     draws: int
     smallest: float
+    settled: bool
 
 
 def generic_rank(
@@ -287,18 +293,22 @@ def generic_rank(
     """A proved lower bound on the largest rank of DΦ for n queries, over all weights, queries and prompts.
 
     Networks in general position are drawn until one has a certified rank of at least `enough`, at most `draws` times;
-    a query that attends to itself alone hides the prompt, so queries and keys are weaker in later draws.
+    a query that attends to itself alone hides the prompt, so queries are weaker in later draws.  If all fail, the
+    result is settled only if the same rank stands out in every draw: the singular values that count are above 1e-7 of
+    the largest, the others below 1e-11.
     """
-    best = Rank(-1, 0, math.nan)
+    best, seen = Rank(-1, 0, math.nan, settled=False), set()
     for draw in range(draws):
         model, prompt, queries = generic_instance(config, m, n, tuning=tuning, read=read, generator=generator)
         for block in model.blocks:
             block.query.mul_(0.8**draw)
         J = prompt_jacobian(model, prompt, queries, own_token=own_token)
+        values = np.linalg.svd(J.mid, compute_uv=False)
+        values = values / values[0] if values[0] > 0 else values
         rank = certified_rank(J)
+        seen.add(rank if (values[:rank] > 1e-7).all() and (values[rank:] < 1e-11).all() else None)
         if rank > best.rank:
-            values = np.linalg.svd(J.mid, compute_uv=False)
-            best = Rank(rank, draw + 1, float(values[rank - 1] / values[0]) if rank else 1.0)
+            best = Rank(rank, draw + 1, float(values[rank - 1]) if rank else 1.0, settled=False)
         if rank >= enough:
-            break
-    return best
+            return best._replace(settled=True)
+    return best._replace(settled=len(seen) == 1 and None not in seen)
