@@ -501,19 +501,26 @@ def effective_dimension(
     tuning: Literal["soft", "prefix"] = "soft",
     read: Literal["fixed", "moving"] = "moving",
     own_token: bool = True,
+    rank_checked: bool = False,
 ) -> int:
     """D_eff = max rank DΦ, the number of real coordinates of a prompt that the outputs can see (Theorem 3).
 
-    For generic weights, queries and prompts, smooth activations, enough queries and q >= d outputs.  `read="moving"`:
-    the token at which the output is read differs between queries; `"fixed"`: it is always the same, at the same
-    position, and only the other tokens of the query vary.  `own_token=False`: queries see the prompt only, not
-    themselves.  `config.norm_eps` decides whether the norms are exactly scale-invariant.
+    For generic weights, queries and prompts, smooth activations and enough queries.  `read="moving"`: the token at
+    which the output is read differs between queries; `"fixed"`: it is always the same, at the same position, and only
+    the other tokens of the query vary.  `own_token=False`: queries see the prompt only, not themselves.
+    `config.norm_eps` decides whether the norms are exactly scale-invariant.
 
     With e the dimensions that norms leave to a token (d; d − 1 for LayerNorm; one less for one layer and norm_eps = 0):
     one layer gives m·min(e, H(d_k + d_v)), causal depth L gives m·min(e, L H(d_k + d_v)), bidirectional depth m·e,
     prefix tuning L m H(d_k + d_v), one layer read at a fixed token at most H(1 + d_v); without own tokens the shifts
-    that a softmax cannot see are subtracted.  Returns an int.
-    ValueError for m < 1, an unknown option, or a network for which no formula is established.
+    that a softmax cannot see are subtracted.
+
+    `config.q`, the number of outputs, matters only below c = `outputs_per_query(config)`.  Then one layer without norm
+    and token-wise network gives m·min(d, H(d_k + min(d_v, q))), queries that all return the same vector give at most q,
+    and other networks are refused, unless `rank_checked` says that the caller has measured that fewer outputs lose
+    nothing.  (The count for q >= c, which is then returned, is an upper bound in any case.)  A config without q counts
+    as one with enough outputs.
+    Returns an int.  ValueError for m < 1, an unknown option, or a network for which no formula is established.
     """
     (m,) = integers(m=m)
     for name, value, allowed in (("tuning", tuning, ("soft", "prefix")), ("read", read, ("fixed", "moving"))):
@@ -523,9 +530,58 @@ def effective_dimension(
         raise ValueError("LayerNorm of a single coordinate is always zero: give d >= 2")
     count = _soft_dimension if tuning == "soft" else _prefix_dimension
     dimension = count(config, m, read == "fixed", own_token)
+    q = getattr(config, "q", None)
     if read == "fixed" and not own_token:  # every query returns the same vector
-        dimension = min(dimension, outputs_per_query(config))
-    return dimension
+        return min(dimension, outputs_per_query(config, q))
+    if q is None or rank_checked or q >= outputs_per_query(config):
+        return dimension
+    if tuning == "soft" and read == "moving" and own_token and config.depth == 1:
+        if config.norm == "none" and not config.mlp:
+            return m * min(config.d, config.heads * (min(config.d_k, config.d) + min(config.d_v, q)))
+    raise ValueError(
+        f"with q = {q} outputs, fewer than the {outputs_per_query(config)} that a query has, D_eff is not established: "
+        "measure the rank and give rank_checked=True if nothing is lost"
+    )
+
+
+def dimension_ceiling(
+    config,
+    m: int,
+    *,
+    tuning: Literal["soft", "prefix"] = "soft",
+    read: Literal["fixed", "moving"] = "moving",
+    own_token: bool = True,
+) -> int:
+    """The least entry of the table of Theorem 3, part 3, that fits the network: a proved upper bound on D_eff.
+
+    `effective_dimension` is at most this, and equal unless one of its refinements applies.  Returns an int.
+    ValueError as there.
+    """
+    effective_dimension(config, m, tuning=tuning, read=read, own_token=own_token, rank_checked=True)
+    L, H, d = config.depth, config.heads, config.d
+    d_k, d_v = min(config.d_k, d), min(config.d_v, d)
+    cached = L * m * H * (d_k + d_v)
+    if tuning == "prefix":
+        found = [cached - (0 if own_token else L * H * d_k)]
+    else:
+        lost = int(config.norm == "layer") + int(config.norm != "none" and L == 1 and config.norm_eps == 0)
+        found = [m * (d - lost)] + ([cached] if config.causal or L == 1 else [])
+    return min(found + ([H * (1 + d_v)] if L == 1 and read == "fixed" else []))
+
+
+def within_log2_probability(d: int, m: int, radius: float, lipschitz: float, eps: float, numbers: int) -> float:
+    """log2 of min(1, (1 + 2rΛ/ε)^{dm} (2ε)^N), the chance of a random target to lie near an output (Theorem 3, part 1).
+
+    For N = `numbers` real targets, uniform in [−1, 1], prompts of m vectors of norm at most r = `radius` and outputs
+    that move by at most Λ = `lipschitz` times the largest move of a vector: probability that some prompt has all
+    outputs within ε = `eps` of the target.  Falls like ε^{N − dm}.  Returns bits, <= 0.
+    ValueError unless d, m and numbers are integers >= 1, radius and lipschitz finite and >= 0, eps finite and > 0.
+    """
+    d, m, numbers = integers(d=d, m=m, numbers=numbers)
+    reach = 2 * _nonnegative("radius", radius) * _nonnegative("lipschitz", lipschitz)
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps}")
+    return min(0.0, d * m * math.log1p(reach / eps) / math.log(2) + numbers * math.log2(2 * eps))
 
 
 def outputs_per_query(config, q: int | None = None) -> int:
@@ -625,11 +681,13 @@ def _fixed_query_span(config) -> int:
 
 
 def accessible_slope(d: int, vocabulary: int, radius: float, eps: float) -> float:
-    """d·ln(1 + 2·radius/eps)/ln(vocabulary): tokens of output that one prompt vector can decide, at most.
+    """d·ln(1 + 2·radius/eps)/ln(vocabulary): the slope of the number of strings that are told apart at eps.
 
-    A set of points of the d-dimensional ball (of any norm) of that radius with distances >= eps has at most
-    (1 + 2·radius/eps)^d members, and each token of a random string is worth log2(vocabulary) bits.  The bound of
-    arXiv 2605.22223 on the slope of accessible length against prompt length.  Returns tokens per prompt vector.
+    Only strings count for which prompts can be chosen that lead to them and are at least eps apart (in the vector that
+    moves most), such as strings that a prompt leads to together with all prompts closer than eps/2.  Of these there
+    are at most (1 + 2·radius/eps)^(d m) for m vectors of a ball of that radius in any norm on R^d, and each token of a
+    random string is worth log2(vocabulary) bits.  The value of the bound of arXiv 2605.22223 on the slope of accessible
+    length against prompt length.  Returns tokens per prompt vector.
     ValueError unless d >= 1 and vocabulary >= 2 are integers and radius and eps are positive and finite.
     """
     d, vocabulary = integers(d=d, vocabulary=vocabulary)
