@@ -4,6 +4,9 @@ Read by the Snakefile (so nothing heavy is imported here), by the other steps an
 """
 
 import ast
+import hashlib
+import os
+import platform
 import re
 import sys
 from dataclasses import dataclass
@@ -58,6 +61,32 @@ class Chapter:
             lines = ("pass" if _MAGIC.match(line) else line for line in cell.source.splitlines())
             found |= direct_imports("\n".join(lines), f"{self.path.name}, line {cell.line}")
         return closure(found)
+
+    def digest(self) -> str:
+        """Of everything that decides what this chapter computes: its text, modules, pins and models' recipes."""
+        files = {*self.modules(), *(pretrain_modules() if any(self.models.values()) else [])}
+        content = self.text + "".join((ROOT / file).read_text(encoding="utf-8") for file in sorted(files)) + pins()
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def pins() -> str:
+    """The versions on which results depend, as pyproject.toml gives them."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1]
+
+
+def processor() -> str:
+    """The processor and its vector instructions: the last digits of a result are promised for the same one only."""
+    name, flags = platform.processor() or platform.machine(), ()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = dict(line.split(":", 1) for line in cpuinfo.read_text(encoding="utf-8").splitlines() if ":" in line)
+        lines = {key.strip(): value.strip() for key, value in lines.items()}
+        name = " ".join(filter(None, (lines.get("model name", name), lines.get("cpu family"), lines.get("model"))))
+        flags = lines.get("flags", "").split()
+    widest = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "no avx")
+    forced = [os.environ[key] for key in ("ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE") if os.environ.get(key)]
+    return ", ".join([name, widest, *(f"forced to {value}" for value in forced)])
 
 
 def say(line: str) -> None:
