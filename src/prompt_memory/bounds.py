@@ -701,6 +701,17 @@ def necessary_logit_range(m: int, amplitude: float) -> float:
     return max(0.0, math.log((m - 1) * amplitude**2 / (1 - amplitude**2)) / 2) if m > 1 else 0.0
 
 
+def amplitude_ceiling(m: int, logit_range: float) -> float:
+    """1/√(1 + (m − 1)e^{−2B}), inverse of `necessary_logit_range`: no m keys and key queries reach a larger amplitude.
+
+    Readings of one coordinate that take every pattern of m signs, from values in [−1, 1] behind given keys and with
+    logits in [−B, B], cannot all have moduli above it (Theorem 4′, part 5).  A number in (0, 1].
+    ValueError unless m >= 1 and B is a finite number >= 0.
+    """
+    (m,) = integers(m=m)
+    return 1 / math.sqrt(1 + (m - 1) * math.exp(-2 * _range(logit_range)))
+
+
 def code_size_bits(d_k: int, cosine: float, *, signs: bool = False) -> float:
     """log2 of a number of keys with pairwise cosine <= `cosine` that exist in R^{d_k}, in bits.
 
