@@ -279,7 +279,11 @@ def entropy_bits(d: int, m: int, radius: float, lipschitz: float, eps: float) ->
         raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
     if radius == 0 or lipschitz == 0:
         return 0.0
-    return d * m * math.log1p(radius * lipschitz / eps) / math.log(2)
+    ratio = radius * lipschitz / eps
+    if 1e-300 < ratio < math.inf:
+        return d * m * math.log1p(ratio) / math.log(2)
+    # the product overflows or vanishes, its logarithm does not
+    return d * m * float(np.logaddexp(0, math.log(radius) + math.log(lipschitz) - math.log(eps))) / math.log(2)
 
 
 def head_lipschitz(
@@ -850,13 +854,24 @@ def necessary_logit_range(m: int, amplitude: float) -> float:
     return max(0.0, math.log((m - 1) * amplitude**2 / (1 - amplitude**2)) / 2) if m > 1 else 0.0
 
 
+def amplitude_ceiling(m: int, logit_range: float) -> float:
+    """1/√(1 + (m − 1)e^{−2B}), inverse of `necessary_logit_range`: no m keys and key queries reach a larger amplitude.
+
+    Readings of one coordinate that take every pattern of m signs, from values in [−1, 1] behind given keys and with
+    logits in [−B, B], cannot all have moduli above it (Theorem 4′, part 5).  A number in (0, 1].
+    ValueError unless m >= 1 and B is a finite number >= 0.
+    """
+    (m,) = integers(m=m)
+    return 1 / math.sqrt(1 + (m - 1) * math.exp(-2 * _range(logit_range)))
+
+
 def code_size_bits(d_k: int, cosine: float, *, signs: bool = False) -> float:
     """log2 of a number of keys with pairwise cosine <= `cosine` that exist in R^{d_k}, in bits.
 
     A code that cannot be enlarged covers the sphere with its caps, so it has at least ⌈1/σ⌉ words, where σ is the
     fraction of the sphere at a larger cosine than c from a point: ½ I_{1−c²}((d_k−1)/2, ½), at most
     ½ (1−c²)^{(d_k−1)/2} for c >= 0.  With `signs` the keys are vectors of ±1 (over √d_k), and σ is the probability that
-    fewer than d_k(1−c)/2 fair coins fall on one side, at most e^{−c²d_k/2} (Theorem 4′, part 3).
+    fewer than d_k(1−c)/2 fair coins fall on one side, at most e^{−c²d_k/2} (Theorem 4′, part 4).
     ValueError unless d_k >= 1 (with real keys 2) and 0 <= cosine < 1.
     """
     (d_k,) = integers(d_k=d_k)
