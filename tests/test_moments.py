@@ -210,6 +210,20 @@ def test_tokens_on_a_sphere_or_a_line_need_fewer():
     assert len(compress.moments(np.ones((50, 3)), 4).indices) == 1
 
 
+@pytest.mark.parametrize(("m", "d", "rank", "degree"), [(20, 4096, 20, 1), (30, 768, 4, 1), (60, 768, 3, 2), (5, 2, 2, 0)])
+def test_prompts_of_any_width(m, d, rank, degree):
+    rng = RANDOM(d)
+    tokens = rng.normal(size=(m, rank)) @ rng.normal(size=(rank, d)) + 5
+    r = min(m - 1, rank)
+    assert compress.spanned(tokens) == r
+    short = compress.moments(tokens, degree)
+    assert len(short.indices) == min(m, math.comb(r + degree, degree))
+    if degree:
+        assert short.weights @ tokens[short.indices] == pytest.approx(tokens.mean(0), abs=1e-11)
+    if r == m - 1 and degree:  # nothing can be saved
+        assert short.weights == pytest.approx(np.full(m, 1 / m))
+
+
 @pytest.mark.parametrize(("k", "B", "heads"), [(1, 1.0, 1), (3, 1.5, 2), (5, 2.5, 1)])
 def test_error_stays_below_its_bound(k, B, heads):
     rng, d = RANDOM(k), 2
@@ -260,7 +274,7 @@ def test_compression_refuses_what_it_cannot_verify():
     with pytest.raises(ValueError, match="condition number"):
         compress.moments(tokens, 5, tolerance=0.0)
     with pytest.raises(ValueError, match="at most 3000"):
-        compress.moments(ball(RANDOM(0), 10, 12), 8)
+        compress.moments(ball(RANDOM(0), 300, 12), 8)
     for bad in (np.full((3, 2), np.nan), np.ones(3), np.ones((0, 2))):
         with pytest.raises(ValueError, match="tokens"):
             compress.moments(bad, 2)
