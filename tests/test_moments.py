@@ -210,7 +210,9 @@ def test_tokens_on_a_sphere_or_a_line_need_fewer():
     assert len(compress.moments(np.ones((50, 3)), 4).indices) == 1
 
 
-@pytest.mark.parametrize(("m", "d", "rank", "degree"), [(20, 4096, 20, 1), (30, 768, 4, 1), (60, 768, 3, 2), (5, 2, 2, 0)])
+@pytest.mark.parametrize(
+    ("m", "d", "rank", "degree"), [(20, 4096, 20, 1), (30, 768, 4, 1), (60, 768, 3, 2), (5, 2, 2, 0)]
+)
 def test_prompts_of_any_width(m, d, rank, degree):
     rng = RANDOM(d)
     tokens = rng.normal(size=(m, rank)) @ rng.normal(size=(rank, d)) + 5

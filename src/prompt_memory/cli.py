@@ -447,7 +447,7 @@ def _compress(options) -> int:
     if exact:
         short = compress.caratheodory(tokens, queries, A, V, weights=weights, own=options.own)
     else:
-        if prospect := _nothing_to_save(len(tokens), compress.spanned(tokens), options.degree):
+        if prospect := _nothing_to_save(len(tokens), compress.spanned(tokens, options.degree), options.degree):
             print(f"prompt-memory compress: {prospect}", file=sys.stderr, flush=True)
         short = compress.moments(tokens, options.degree, weights=weights)
     _save(options.output, short._asdict())
@@ -459,7 +459,8 @@ def _compress(options) -> int:
 
 def _nothing_to_save(m: int, r: int, degree: int) -> str | None:
     """What to say beforehand of m tokens that span r dimensions, if no or hardly any token can be saved."""
-    if degree < 0 or m > (needed := math.comb(r + degree, degree)):
+    needed = math.comb(r + degree, degree)
+    if m > needed:
         return None
     if r == m - 1:
         return f"nothing can be saved: none of the {m} tokens is an affine combination of the others"

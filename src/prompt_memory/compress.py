@@ -423,8 +423,9 @@ def moments(
 
     At most C(r + degree, degree) indices are returned, ascending, where r <= d is the number of dimensions that the
     tokens span (`spanned`; fewer if polynomials are dependent on the tokens, as on a sphere), with weights >= 0 that
-    sum to 1.  A prompt of m <= r + 1 tokens is returned as it is.  With degree k + 1 they stand for the prompt in every head and at
-    every query, up to `bounds.moment_error` (Theorem 6).  `weights` are those of the prompt (default: equal ones).
+    sum to 1; at degree >= 1 a prompt of r + 1 tokens is returned as it is.  With degree k + 1 they stand for the prompt
+    in every head and at every query, up to `bounds.moment_error` (Theorem 6).  `weights` are those of the prompt
+    (default: equal ones).
 
     Polynomials are products of Chebyshev polynomials in coordinates along the principal axes, scaled to [−1, 1], and
     orthogonalised by QR.  Before returning their means are compared with those of the whole prompt: they differ by at
@@ -437,14 +438,14 @@ def moments(
     return _match(polynomials, polynomials.count, len(polynomials.points), weights, tolerance)
 
 
-def spanned(tokens: Float[np.ndarray, "m d"]) -> int:
+def spanned(tokens: Float[np.ndarray, "m d"], degree: int = 1) -> int:
     """The dimension r <= min(m − 1, d) of the smallest plane that holds all tokens, up to rounding.
 
-    `moments` needs at most C(r + degree, degree) tokens, so it saves nothing for certain only if this is m or more.
-    With r = m − 1 (tokens in general position, as many as they have dimensions) it saves nothing at any degree >= 1:
-    equal means of the tokens themselves leave one choice of weights.  ValueError as in `moments`.
+    `moments` keeps at most C(r + degree, degree) tokens: if that is m or more, few or none are saved.  With r = m − 1
+    nothing is saved at any degree >= 1, for the mean of the tokens leaves one choice of weights.
+    ValueError as in `moments`, for this degree.
     """
-    return _Polynomials("tokens", tokens, 0).points.shape[1]
+    return _Polynomials("tokens", tokens, degree).points.shape[1]
 
 
 def head_moments(
