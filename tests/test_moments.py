@@ -174,6 +174,39 @@ def test_moment_bits_takes_the_best_degree_and_says_which_will_do():
     assert bounds.moment_bits(k=2, **arguments | {"scale": 0.0}) == 0
 
 
+@pytest.mark.parametrize("B", [0.1, 1.0])
+def test_the_volume_of_readings_is_a_determinant(B):
+    best = {}
+    for M in range(1, 8):
+        u, x = np.linspace(-1, 1, M) if M > 1 else np.zeros(1), -np.cos(np.pi * np.arange(M) / max(M - 1, 1))
+        S = np.exp(B * np.outer(x, u))
+        best[M] = np.linalg.slogdet(S / S.sum(1, keepdims=True))[1] / math.log(2)
+    for eps in (0.2, 1e-2, 1e-3):
+        wanted = max(log_det - M * math.log2(2 * eps) for M, log_det in best.items())
+        assert bounds.readings_volume_bits(B, eps, most=7) == pytest.approx(wanted)
+        assert bounds.readings_volume_bits(B, eps) >= wanted * (1 - 1e-12)
+        arguments = dict(d_k=1, d_v=1, heads=1, B=B, scale=1.0, lipschitz=1.0, eps=eps)
+        assert bounds.readings_volume_bits(B, eps) < bounds.moment_bits(k=None, **arguments)
+    assert bounds.readings_volume_bits(B, 0.6) == bounds.readings_volume_bits(0.0, 0.5) == 0
+    with pytest.raises(ValueError, match="eps"):
+        bounds.readings_volume_bits(B, 0.0)
+
+
+def test_as_many_prompts_differ_as_their_volume_says():
+    """A maximal set of prompts of two tokens whose outputs differ by more than 2ε at one of two queries, chosen."""
+    B, eps = 0.5, 0.02
+    S = np.exp(B * np.outer([-1, 1], [-1, 1]))
+    values = np.stack(np.meshgrid(*[np.linspace(-1, 1, 201)] * 2), -1).reshape(-1, 2)
+    left, found = values @ (S / S.sum(1, keepdims=True)).T, 0
+    while len(left):
+        found, left = found + 1, left[np.abs(left - left[0]).max(1) > 2 * eps]
+    assert (
+        2 ** bounds.readings_volume_bits(B, eps, most=2)
+        <= found
+        <= 2 ** bounds.moment_bits(k=None, d_k=1, d_v=1, heads=1, B=B, scale=1.0, lipschitz=1.0, eps=eps)
+    )
+
+
 # --- compression ---------------------------------------------------------------------------------------------------
 
 

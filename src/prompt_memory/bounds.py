@@ -988,6 +988,31 @@ def moment_bits(
     raise ValueError(f"ρ_k is too large for eps = {eps}{'' if k is None else f' at k = {k}'}: {advice}")
 
 
+def readings_volume_bits(B: float, eps: float, *, most: int = 60) -> float:
+    """max_{M <= most} log2(|det S|/(2ε)^M), in bits: prompts that differ by more than 2ε at some query, from below.
+
+    One head with d_k = d_v = 1 and logits Bxu reads prompts of M tokens, with evenly spaced keys u in [−1, 1] and any
+    values v in [−1, 1].  At M queries x (Chebyshev points) the outputs are Sv, S_ij = e^{Bx_iu_j}/Σ_l e^{Bx_iu_l}: they
+    fill the volume 2^M|det S|, which cubes of half side 2ε around a largest set of prompts with pairwise differences
+    above 2ε cover.  The determinant is a product (Vandermonde).  Never above `moment_bits` with d_k = d_v = heads =
+    scale = lipschitz = 1, and 0 where it would be negative (Theorem 6, part 4).
+    ValueError unless B >= 0 and eps > 0 are finite and most is an integer >= 1.
+    """
+    B = _nonnegative("B", B)
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
+    best = max(0.0, -math.log2(2 * eps))  # one token
+    for M in range(2, integers(most=most)[0] + 1):
+        u, x = np.linspace(-1, 1, M), -np.cos(np.pi * np.arange(M) / (M - 1))
+        first, second = np.triu_indices(M, 1)
+        step = 2 * B / (M - 1)  # row i of e^{Bxu} is e^{−Bx_i} times the powers of t_i = e^{step·x_i}
+        with np.errstate(divide="ignore"):
+            log_det = (step * x[first] + np.log(np.expm1(step * (x[second] - x[first])))).sum()
+        log_det -= (B * x + special.logsumexp(B * np.outer(x, u), axis=1)).sum()
+        best = max(best, float(log_det) / math.log(2) - M * math.log2(2 * eps))
+    return best
+
+
 _MOST_REMAINDER = 40  # of k and of B
 
 
