@@ -200,6 +200,24 @@ def test_compress_by_moments(prompt, tmp_path):
     assert kept.T @ (weights[:, None] * kept) == pytest.approx(prompt["tokens"].T @ prompt["tokens"] / 200, abs=1e-11)
 
 
+def test_compress_says_beforehand_when_nothing_can_be_saved(tmp_path, capsys):
+    random = np.random.default_rng(1)
+    wide, flat = random.normal(size=(100, 768)), random.normal(size=(12, 4)) @ random.normal(size=(4, 768))
+    for name, tokens, degree, warned, kept in (
+        ("wide", wide, 1, "nothing can be saved", 100),
+        ("flat", flat, 2, "at degree 2 up to 15 are needed", 12),
+        ("flat", flat, 1, "", 5),
+    ):
+        np.save(tmp_path / f"{name}.npy", tokens)
+        arguments = ["compress", f"--tokens={tmp_path}/{name}.npy", f"--degree={degree}", "--force"]
+        assert cli.main([*arguments, f"--output={tmp_path}/out.npz"]) == 0
+        told = capsys.readouterr()
+        assert warned in told.err
+        assert bool(warned) == bool(told.err)
+        assert f"{kept} of {len(tokens)} tokens" in told.out
+        assert "ln w" in told.out
+
+
 def test_compress_for_queries(prompt, tmp_path, capsys):
     save_file({"p": torch.from_numpy(prompt["tokens"])[None], "other": torch.zeros(1)}, tmp_path / "t.safetensors")
     files = [f"--{option}={tmp_path / name}.npy" for option, name in (("queries", "q"), ("A", "A"), ("V", "V"))]
@@ -245,7 +263,7 @@ def test_bad_input_to_compress_is_one_sentence(prompt, tmp_path, capsys):
     assert "FILE:NAME" in sentence(f"--tokens={tmp_path}/two.safetensors", "--degree=1")
     assert "holds no c" in sentence(f"--tokens={tmp_path}/two.safetensors:c", "--degree=1")
     assert "degree" in sentence(tokens, "--degree=-1")
-    assert "moments are too many" in sentence(tokens, "--degree=40")
+    assert "moments are too many" in sentence(tokens, "--degree=4000")
     assert "does not exist" in refused(capsys, "compress", tokens, "--degree=1", f"--output={tmp_path}/no/out.npz")
     (tmp_path / "folder.npz").mkdir()
     assert "is a folder" in refused(capsys, "compress", tokens, "--degree=1", "--force",

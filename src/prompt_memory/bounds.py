@@ -1158,6 +1158,31 @@ def moment_bits(
     raise ValueError(f"ρ_k is too large for eps = {eps}{'' if k is None else f' at k = {k}'}: {advice}")
 
 
+def readings_volume_bits(B: float, eps: float, *, most: int = 60) -> float:
+    """max_{M <= most} log2(|det S|/(2ε)^M), in bits: prompts that differ by more than 2ε at some query, from below.
+
+    One head with d_k = d_v = 1 and logits Bxu reads prompts of M tokens, with evenly spaced keys u in [−1, 1] and any
+    values v in [−1, 1].  At M queries x (Chebyshev points) the outputs are Sv, S_ij = e^{Bx_iu_j}/Σ_l e^{Bx_iu_l}: they
+    fill the volume 2^M|det S|, which cubes of half side 2ε around a largest set of prompts with pairwise differences
+    above 2ε cover.  The determinant is a product (Vandermonde).  Never above `moment_bits` with d_k = d_v = heads =
+    scale = lipschitz = 1, and 0 where it would be negative (Theorem 6, part 4).
+    ValueError unless B >= 0 and eps > 0 are finite and most is an integer >= 1.
+    """
+    B = _nonnegative("B", B)
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
+    best = max(0.0, -math.log2(2 * eps))  # one token
+    for M in range(2, integers(most=most)[0] + 1):
+        u, x = np.linspace(-1, 1, M), -np.cos(np.pi * np.arange(M) / (M - 1))
+        first, second = np.triu_indices(M, 1)
+        step = 2 * B / (M - 1)  # row i of e^{Bxu} is e^{−Bx_i} times the powers of t_i = e^{step·x_i}
+        with np.errstate(divide="ignore"):
+            log_det = (step * x[first] + np.log(np.expm1(step * (x[second] - x[first])))).sum()
+        log_det -= (B * x + special.logsumexp(B * np.outer(x, u), axis=1)).sum()
+        best = max(best, float(log_det) / math.log(2) - M * math.log2(2 * eps))
+    return best
+
+
 _MOST_REMAINDER = 40  # of k and of B
 
 
@@ -1284,9 +1309,9 @@ def wasserstein_constant(
     probability measures on the ball of that radius and one query ‖x‖ <= query_radius (default: radius), where
     B = ‖A‖·radius·query_radius with spectral norms and A includes 1/√d_k; infinite where it overflows.  With equal
     radii also the constant in max(‖x − x'‖, W₁(μ, μ')).  `tokens`: for two prompts of so many tokens each, where it is
-    m s (1 + 2B(1 − s)) with s = e^{2B}/(e^{2B} + m − 1), or m(1 + 2B)²/(8B) if s > (1 + 2B)/(4B), which may then be
-    larger than the truth, and ‖V‖ for one token (Lemma 7a).  ValueError as in `head_lipschitz`, or unless `tokens` is
-    an integer >= 1.
+    ‖V‖ m max_x s(B(1 − s) + √(B²(1 − s)² + 1 + (1 − s)x)) with s = e^x/(e^x + m − 1), 0 <= x <= 2B, and on a line
+    (d = 1) ‖V‖ m max_x s(1 + (1 − s)x); attained if A and V are multiples of orthogonal matrices (Lemma 7a).
+    ValueError as in `head_lipschitz`, or unless `tokens` is an integer >= 1.
     """
     A, V = _matrix("A", A), _matrix("V", V)
     if A.shape[0] != A.shape[1] or V.shape[1] != A.shape[0]:
@@ -1302,10 +1327,22 @@ def wasserstein_constant(
     B = a * keys * query
     if m == 1 or math.isinf(B):  # one token has all the attention
         return v if m == 1 else math.inf
-    share = 1 / (1 + (m - 1) * math.exp(-2 * B))  # the largest softmax weight that one of m tokens can have
-    if share > (best := (1 + 2 * B) / (4 * B) if B > 0 else math.inf):
-        share = best
-    return v * m * share * (1 + 2 * B * (1 - share))
+    return v * m * _token_share(m, B, line=A.shape[0] == 1)
+
+
+def _token_share(m: int, B: float, *, line: bool) -> float:
+    """The largest s‖I + (1 − s)ay^T‖ of one of m > 1 tokens, as in `wasserstein_constant`, over 0 <= x <= 2B."""
+
+    def share(x):
+        s = 1 / (1 + (m - 1) * np.exp(-x))
+        half = 0.0 if line else B * (1 - s)
+        return s * (1 + (1 - s) * x if line else half + np.sqrt(half**2 + 1 + (1 - s) * x))
+
+    x = np.unique(np.clip([*np.linspace(0, 2 * B, 500), *(math.log(m) + np.linspace(-5, 60, 500))], 0, 2 * B))
+    for _ in range(5):  # each time 50 times finer, around the best so far
+        best = int(np.argmax(share(x)))
+        x = np.linspace(x[max(best - 1, 0)], x[min(best + 1, len(x) - 1)], 101)
+    return float(share(x).max())
 
 
 def network_wasserstein(
@@ -1316,20 +1353,25 @@ def network_wasserstein(
     query_radius: float,
     least_norm: float = 0.0,
     differences: bool = False,
+    moving_query: bool = False,
 ) -> float:
     """Λ_W with ‖F(P; X) − F(P'; X)‖_∞ <= Λ_W W₁(Ω, Ω'), for a whole frozen transformer and prompts of any lengths.
 
     Ω is the empirical measure of all tokens that attention sees, prompt and query (of the prompt alone where queries do
-    not see themselves), so W₁(Ω, Ω') <= W₁(μ_P, μ_P') for prompts of equal length.  Arguments as in
-    `network_lipschitz`.  Two constants are followed through the layers, of the measure of all tokens (at first 1) and
-    of the token that reads (at first 0): k becomes k + (κ + β) k and x becomes x + κ(x; k), with the constants of
-    Lemma 7a, then both are multiplied by 1 + Lip(token-wise network) (Theorem 7, part 1).  For a causal network the
-    constant is that of its block version, in the largest W₁ of two blocks (part 4).  Returns a float, infinite if it
-    overflows or a norm may divide by zero.  ValueError as in `network_lipschitz`, or for rotary positions and logits
-    scaled with the context.
+    not see themselves), with their positions, where these are added; W₁(Ω, Ω') <= W₁(μ_P, μ_P') for prompts of equal
+    length.  If positions are added, prompts must have *one* length, for the token that reads has another position
+    behind another length; or take `moving_query`: then the bound is Λ_W max{W₁(Ω, Ω'), ‖x − x'‖}, where x and x' are
+    the token that reads, with its position, behind either prompt.
+
+    Arguments as in `network_lipschitz`.  Two constants are followed through the layers, of the measure of all tokens
+    (at first 1) and of the token that reads (at first 0, or 1 if it moves): k becomes k + (κ + β) k and x becomes
+    x + κ(x; k), with the constants of Lemma 7a, then both are multiplied by 1 + Lip(token-wise network) (Theorem 7,
+    part 1).  For a causal network the constant is that of its block version, in the largest W₁ of two blocks (part 4).
+    Returns a float, infinite if it overflows or a norm may divide by zero.  ValueError as in `network_lipschitz`, or
+    for rotary positions and logits scaled with the context.
     """
     layers, reading, slope = _measure_layers(config, weights, radius, query_radius, least_norm, differences)
-    k, x = 1.0, 0.0
+    k, x = 1.0, float(moving_query)
     for a, M, keys, query, factor in layers:
         by_measure = _over_heads([_measure_slope(each, keys, keys, 1, 0) for each in a], M)
         by_query = _over_heads([each * keys**2 for each in a], M)
@@ -1365,9 +1407,9 @@ def mean_field_bits(*, d: int, radius: float, lipschitz: float, wasserstein: flo
     """(1 + 4rΛ/ε)^d log2(e(1 + rΛ_W/ε)): what prompts of *any* length can hold with margin 2ε, in bits.
 
     Bounds Mem_{2ε}(m) for every m, if logits are Λ-Lipschitz in the prompt in the norm max_j ‖p_j‖ and Λ_W-Lipschitz in
-    its empirical measure in W₁: tokens in a ball of radius r in R^d (with their positions, where these are added) are
-    sorted into cells, and histograms of cells are counted (Theorem 7, part 2).  Infinite where it overflows: then see
-    `mean_field_log10_bits`.  ValueError unless d is an integer >= 1, radius >= 0 is finite, the constants are >= 0 and
+    its empirical measure in W₁, for weighted prompts too (a `least_norm` must hold for these): tokens in a ball of
+    radius r in R^d (with their positions, where these are added) are sorted into cells, and histograms of cells are
+    counted (Theorem 7, part 2).  Infinite where it overflows: then see `mean_field_log10_bits`.  ValueError unless d is an integer >= 1, radius >= 0 is finite, the constants are >= 0 and
     eps > 0 is finite.
     """
     exponent = mean_field_log10_bits(d=d, radius=radius, lipschitz=lipschitz, wasserstein=wasserstein, eps=eps)
@@ -1443,21 +1485,23 @@ def block_error(
 
     The prompt is cut into K = `blocks` blocks ending at ⌈bm/K⌉, and each of its tokens attends to all tokens up to the
     end of its block.  The bound is Σ_{j >= 1} c_j (1/K) Σ_{i <= j} (ln K)^i / i! with j < L, whose coefficients follow
-    from the constants of Lemma 7a layer by layer; 0 for one layer (Theorem 7, part 4).  Arguments and ValueError as in
-    `network_wasserstein`; `blocks` is an integer >= 1.  Networks that are not causal or have positions are refused.
+    from the constants of Lemma 7a layer by layer; 0 for one layer (Theorem 7, part 4).  Positions may be added to
+    tokens: the masks are compared for the same token vectors.  Arguments and ValueError as in `network_wasserstein`;
+    `blocks` is an integer >= 1.  Networks that are not causal are refused.
     """
     (K,) = integers(blocks=blocks)
-    if config.positions != "none" or not config.causal:
-        raise ValueError("blocks are defined for causal networks without positions: others see order everywhere or not")
+    if not config.causal:
+        raise ValueError("blocks are defined for causal networks: others see the order of their prompt not at all")
     layers, reading, slope = _measure_layers(config, weights, radius, query_radius, least_norm, differences)
     e, x = np.zeros(config.depth + 1), np.zeros(config.depth + 1)  # coefficients of the means of means, of a token and
     for a, M, keys, _, factor in layers:  # of the token that reads
         kappa = _over_heads([_measure_slope(each, keys, keys, 1, 0) for each in a], M)
+        added = _over_heads([math.exp(2 * B) if (B := each * keys**2) < 300 else math.inf for each in a], M)
         mean = np.concatenate([[0.0], e[:-1]])  # one mean more
         with np.errstate(over="ignore", invalid="ignore"):
             x = factor * (x + slope * kappa * mean)
             e = factor * (e + slope * kappa * mean)
-            e[0] += factor * kappa * 2 * keys
+            e[0] += factor * added * 2 * keys
         if not (np.isfinite(e).all() and np.isfinite(x).all()):
             return math.inf if config.depth > 1 else 0.0
     terms = np.cumsum([math.log(K) ** i / math.factorial(i) for i in range(config.depth + 1)]) / K
@@ -1469,7 +1513,7 @@ def causal_mean_field_bits(
 ) -> float:
     """K (1 + 8rΛ/ε)^d log2(e(1 + 2rΛ_W/ε)): what prompts of any length hold in a *causal* network, in bits.
 
-    Bounds Mem_{2ε}(m) for every m if `block_error` at K = `blocks` is at most ε/2 and positions are not used: K times
+    Bounds Mem_{2ε}(m) for every m if `block_error` at K = `blocks` is at most ε/2 and positions are not rotary: K times
     `mean_field_bits` at ε/2 (Theorem 7, part 4).  ValueError as there, or unless `blocks` is an integer >= 1.
     """
     (K,) = integers(blocks=blocks)

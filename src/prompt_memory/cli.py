@@ -41,8 +41,10 @@ examples:
   prompt-memory compress --tokens tokens.npy --queries q.npy --A A.npy --V V.npy --output short.safetensors
       these queries are served exactly (Theorem 5); softmax logits are <A x, z>, A = K'Q/sqrt(d_k)
   prompt-memory compress --tokens adapter_model.safetensors:prompt_embeddings --degree 1
+      tokens that span r dimensions are saved beyond r + 1 of them: a tuned prompt of m <= d vectors hardly is
 
 What comes out: `indices` of the tokens that are kept, their `weights`, and with --own the query's weight `own`.
+How a weight w is used: ln w is added to the softmax logits of its token, in every head and for every query.
 """
 
 
@@ -445,11 +447,24 @@ def _compress(options) -> int:
     if exact:
         short = compress.caratheodory(tokens, queries, A, V, weights=weights, own=options.own)
     else:
+        if prospect := _nothing_to_save(len(tokens), compress.spanned(tokens, options.degree), options.degree):
+            print(f"prompt-memory compress: {prospect}", file=sys.stderr, flush=True)
         short = compress.moments(tokens, options.degree, weights=weights)
     _save(options.output, short._asdict())
     served = f"{len(queries)} queries exactly" if exact else f"all moments of degree at most {options.degree}"
     print(f"{len(short.indices)} of {len(tokens)} tokens keep {served}; verified and written to {options.output}")
+    print("A weight w is used by adding ln w to the softmax logits of its token.")
     return 0
+
+
+def _nothing_to_save(m: int, r: int, degree: int) -> str | None:
+    """What to say beforehand of m tokens that span r dimensions, if no or hardly any token can be saved."""
+    needed = math.comb(r + degree, degree)
+    if m > needed:
+        return None
+    if r == m - 1:
+        return f"nothing can be saved: none of the {m} tokens is an affine combination of the others"
+    return f"{m} tokens span {r} dimensions; at degree {degree} up to {needed} are needed, so few or none will be saved"
 
 
 def _array(place: str):

@@ -736,17 +736,19 @@ def blockwise(
 
     Block b of K ends at token ⌈bm/K⌉; a prompt token attends to everything up to the end of its block, the query to the
     prompt and causally to itself.  With as many blocks as tokens it is the network itself (Theorem 7, part 4).
-    ValueError unless the network is causal and without positions, and blocks an integer >= 1.
+    Positions may be added to tokens.  ValueError unless the network is causal, without rotary positions and context
+    scaling, and blocks an integer >= 1.
     """
     c = model.config
-    if not c.causal or c.positions != "none" or c.context_scaling != "none":
-        raise ValueError("blocks are defined for causal networks without positions")
+    if not c.causal or c.positions == "rotary" or c.context_scaling != "none":
+        raise ValueError("blocks are defined for causal networks without rotary positions and context scaling")
     (blocks,) = integers(blocks=blocks)
     m, T = prompts.shape[1], queries.shape[1]
     ends = -(-torch.arange(1, blocks + 1) * m // blocks)
     seen = torch.cat([ends[torch.searchsorted(ends, torch.arange(1, m + 1))], torch.arange(m + 1, m + T + 1)])
     mask = torch.arange(m + T) < seen[:, None]
     x = torch.cat([prompts, queries], 1)[:, None]  # [R, 1, m + T, d]
+    x = x + model.position[: m + T] if c.positions == "learned" else x
     for block in model.blocks:
         h = block.norm1(x)
         q, k, v = (block.split(h, w) for w in (block.query, block.key, block.value))
