@@ -1600,7 +1600,7 @@ def exchange_effect(
     with any number of heads, norms, and no, learned or rotary positions.  The bound is Σ_k x_k 𝒜_k·change, where 𝒜_k is
     1/n for a bidirectional network and h_{k−1}(1, 1/2, …, 1/n)/n for a causal one, with h the complete symmetric
     polynomial, at most Σ_{i<k} (ln n)^i / (i! n); the coefficients x_k follow from the constants of Lemma 7a layer by
-    layer (Theorem 8, part 3).  Where half the largest difference of two logits moves by at most 2ε, at most one value
+    layer (Theorem 8, part 5).  Where half the largest difference of two logits moves by at most 2ε, at most one value
     of the token's fact is recalled with margin 2ε.  Arguments as in `network_wasserstein`, in logits; decreases with n;
     infinite if it overflows or a norm may divide by zero.  ValueError as there, but for rotary positions, or unless n
     is an integer >= 1 and change >= 0.
@@ -1636,7 +1636,7 @@ def argmax_recall_ceiling(n: int, q: int, *, spread: float, deviation: float) ->
     The other facts are independent and alike.  For two values y ≠ y' a fact's token adds X = e^s (f_y − f_y' + b_y −
     b_y') to the comparison, s being its softmax logit and f its votes; ρ = `spread` is the length of an interval that
     holds X for all tokens that facts may have, σ = `deviation` the standard deviation of X, and ρ/σ the largest of any
-    pair of values.  Any number that does not depend on labels may be subtracted from a comparison (Theorem 8, part 5).
+    pair of values.  Any number that does not depend on labels may be subtracted from a comparison (Theorem 8, part 4).
     ValueError unless 0 < deviation <= spread/2 are finite, n >= 1 and q >= 2.
     """
     n, q = *integers(n=n), _classes(q)
