@@ -259,8 +259,34 @@ def test_diluted_questions_recall_one_value_at_most(family):
 
 def test_critical_length_interpolates_in_the_logarithm():
     assert recall.critical_length([8, 32, 128], [0.9, 0.6, 0.4]) == pytest.approx(64)
-    assert math.isnan(recall.critical_length([8, 32], [0.9, 0.6]))
-    assert math.isnan(recall.critical_length([8, 32], [0.4, 0.3]))
+    assert recall.critical_length([8, 32], [0.9, 0.6]) == math.inf  # open ends
+    assert recall.critical_length([8, 32], [0.4, 0.3]) == pytest.approx(8)
+    many = recall.critical_length([8, 32, 128], [[[0.9, 0.6, 0.4], [1, 1, 1]], [[0.5, 0.9, 0.1], [0.7, 0.3, 0.6]]])
+    np.testing.assert_allclose(many, [[64, np.inf], [8, 16]])
+
+
+def test_retained_bits_of_arrays():
+    lengths, curve = [2, 10, 50, 100], np.array([[1.0, 0.7, 0.26, 0.1], [0.99, 0.4, 0.25, 0.0]])
+    for q in (2, 4, 7):
+        wanted = [[N * bounds.rate(1 - a, q) for N, a in zip(lengths, row, strict=True)] for row in curve]
+        np.testing.assert_allclose(recall.retained(lengths, curve, q), wanted, atol=1e-12)
+
+
+def test_bootstrap_of_whole_curves():
+    rng = np.random.default_rng(0)
+    values = rng.uniform(size=(60, 3, 2))
+    draws = recall.resampled(values, rng, 4000)
+    assert draws.shape == (4000, 3, 2)
+    np.testing.assert_allclose(draws.std(0), values.std(0) / math.sqrt(60), rtol=0.1)
+    low, high = recall.simultaneous(draws[:, :, 0])
+    single = np.quantile(draws[:, 0, 0], [0.025, 0.975])
+    assert low[0] < single[0] < values[:, 0, 0].mean() < single[1] < high[0]
+    together = ((draws[:, :, 0] >= low) & (draws[:, :, 0] <= high)).all(1).mean()
+    assert 0.94 < together < 0.97
+    ends = np.array([[8.0, np.inf], [9.0, 40.0], [8.0, np.inf]])
+    low, high = recall.critical_interval(ends, [8, 16, 32])
+    assert low.tolist() == [0.0, 32.0]
+    assert high.tolist() == [9.0, np.inf]
 
 
 # --- any encoder ---------------------------------------------------------------------------------------------------
@@ -363,10 +389,6 @@ def test_diluted_recall_ceiling_against_a_simulated_sum():
         bounds.diluted_recall_ceiling(5, q, mean=2.0, square=1.0, spread=1.0, eps=1.0)
 
 
-def half_spread(logits):
-    return float((logits.amax(-1) - logits.amin(-1)).max()) / 2
-
-
 def weights_of(model):
     return {name: weight.double().numpy() for name, weight in model.state_dict().items()}
 
@@ -375,17 +397,13 @@ def weights_of(model):
 @pytest.mark.parametrize("causal", [False, True])
 def test_exchange_effect_is_attained_by_uniform_attention(depth, causal):
     """Where attention is flat and values are the tokens, the first of n tokens moves the logits by just that much."""
-    model = Transformer(TransformerConfig(d=1, q=2, depth=depth, causal=causal)).double()
-    for block in model.blocks:
-        block.query.zero_()
-        for weight in (block.key, block.value, block.output):
-            weight.fill_(1.0)
-    model.unembedding.copy_(torch.tensor([[1.0, -1.0]]))
+    model = recall.averaging_network(depth, causal=causal)
     query = torch.zeros(1, 1, 1, dtype=torch.float64)
     for n in (1, 2, 7, 40):
-        token = torch.zeros(1, n, 1, dtype=torch.float64)
-        token[0, 0] = 1
-        moved = half_spread(model(token, query, own_token=False) - model(0 * token, query, own_token=False))
+        prompt, token = torch.zeros(n, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        moved = recall.exchanged(model, prompt, token, query, own_token=False)
+        later = recall.exchanged(model, prompt, token, query, place=n - 1, own_token=False)
+        assert later == pytest.approx(moved) if n == 1 or depth == 1 or not causal else later < moved
         effect = bounds.exchange_effect(model.config, weights_of(model), n, radius=1.0, query_radius=0.0, change=1.0)
         assert moved == pytest.approx(effect, rel=1e-12)
         closed = [sum(math.log(n) ** i / math.factorial(i) for i in range(k)) / n for k in range(1, depth + 1)]
@@ -413,12 +431,10 @@ def test_exchange_effect_bounds_what_one_token_does(positions, causal, own_token
         )  # fmt: skip
         model = Transformer(config, generator=generator).double()
         for n, place in ((2, 0), (9, 0), (9, 8), (9, 4)):
-            prompt, query = ball(1, n, 4), ball(6, 2, 4)
-            other = prompt.clone()
-            other[0, place] = ball(4)
-            moved = half_spread(model(prompt, query, own_token=own_token) - model(other, query, own_token=own_token))
+            prompt, token, query = ball(n, 4), ball(1, 4)[0], ball(6, 2, 4)
+            moved = recall.exchanged(model, prompt, token, query, place, own_token=own_token)
             effect = bounds.exchange_effect(
-                config, weights_of(model), n, radius=1.0, query_radius=1.0, change=float((prompt - other).norm())
+                config, weights_of(model), n, radius=1.0, query_radius=1.0, change=float((prompt[place] - token).norm())
             )
             most = max(most, moved / effect)
     assert 1e-3 < most <= 1
@@ -431,11 +447,10 @@ def test_exchange_effect_of_a_single_head_is_the_constant_of_lemma_7a():
     for weight in (block.query, block.key, block.value, block.output):
         weight.copy_(torch.eye(2))
     model.unembedding.copy_(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
-    prompt = torch.tensor([[-1.0, 0.0]], dtype=torch.float64).repeat(n, 1)[None]
-    prompt[0, 0, 0] = 1
-    other, query = prompt.clone(), torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
-    other[0, 0, 0] = 1 - 1e-4
-    moved = half_spread(model(prompt, query, own_token=False) - model(other, query, own_token=False))
+    prompt = torch.tensor([[-1.0, 0.0]], dtype=torch.float64).repeat(n, 1)
+    prompt[0, 0] = 1
+    query = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
+    moved = recall.exchanged(model, prompt, torch.tensor([1 - 1e-4, 0.0]).double(), query, own_token=False)
     effect = bounds.exchange_effect(model.config, weights_of(model), n, radius=1.0, query_radius=1.0, change=1e-4)
     B = 1 / math.sqrt(2)
     assert effect == pytest.approx(1e-4 * math.exp(2 * B) * (1 + 2 * B) / n)
