@@ -287,6 +287,22 @@ def test_argmax_recalls_random_distinct_keys():
     assert (tie == 0).all()  # equal keys share
 
 
+@pytest.mark.parametrize(("n", "d_k", "B"), [(2, 2, 1.0), (30, 3, 8.0), (60, 8, 9.0)])
+def test_random_recall_is_that_of_whole_tables(n, d_k, B):
+    rng, eps, tables = np.random.default_rng(4), 0.5, 3000
+    recalled = []
+    for _ in range(tables):
+        keys, labels = associative.random_keys(n, d_k, rng), associative.signs((1, n), rng)
+        recalled.append(associative.recalled(associative.readings(keys, labels, B), labels, eps)[0])
+    trials = 20_000
+    found = associative.random_recall(n, d_k, B, eps=eps, trials=trials, rng=rng, chunk=1000 * n) / trials
+    error = math.hypot(np.std(recalled) / math.sqrt(tables), 0.5 / math.sqrt(trials))
+    assert abs(found - np.mean(recalled)) < 5 * error
+    assert 0.02 < found < 0.98
+    with pytest.raises(ValueError, match="d_k >= 2"):
+        associative.random_recall(n, 1, B, eps=eps, trials=2, rng=rng)
+
+
 def test_codes():
     for n in (1, 2, 50):
         np.testing.assert_allclose(np.linalg.norm(associative.fibonacci_keys(n), axis=1), 1)
