@@ -427,12 +427,12 @@ def critical_length(lengths, recall: Float[np.ndarray, "*B L"], level: float = 0
     """
     logs, recall = np.log(np.asarray(lengths, float)), np.asarray(recall, float)
     below = recall <= level
+    falls = below.any(-1) & ~below[..., 0]  # between two of the lengths
     at = np.maximum(below.argmax(-1), 1)[..., None]
     high, low = (np.take_along_axis(recall, i, -1)[..., 0] for i in (at - 1, at))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = (high - level) / (high - low)
+    share = np.divide(high - level, high - low, out=np.zeros(falls.shape), where=falls)
     found = np.exp((1 - share) * logs[at - 1][..., 0] + share * logs[at][..., 0])
-    found = np.where(below[..., 0], np.exp(logs[0]), np.where(below.any(-1), found, np.inf))
+    found = np.where(falls, found, np.where(below[..., 0], np.exp(logs[0]), np.inf))
     return float(found) if found.ndim == 0 else found
 
 
