@@ -287,6 +287,8 @@ def test_bootstrap_of_whole_curves():
     low, high = recall.critical_interval(ends, [8, 16, 32])
     assert low.tolist() == [0.0, 32.0]
     assert high.tolist() == [9.0, np.inf]
+    low, high = recall.simultaneous(np.array([1.0, np.inf, 2.0, np.inf] * 100))
+    assert (low, high) == (1.0, np.inf)
 
 
 # --- any encoder ---------------------------------------------------------------------------------------------------

@@ -452,10 +452,9 @@ def resampled(values: Float[np.ndarray, "C *D"], rng: np.random.Generator, resam
 
 def simultaneous(draws: Float[np.ndarray, "B *P"], *, level: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """Percentile intervals (lower, upper) of bootstrap draws, at `level` for all points together (Bonferroni)."""
-    tail = level / (2 * max(1, draws[0].size))
-    return tuple(
-        np.quantile(draws, share, axis=0, method=how) for share, how in ((tail, "lower"), (1 - tail, "higher"))
-    )
+    draws = np.sort(np.asarray(draws, float), axis=0)  # may hold infinities, which quantiles turn into NaN
+    tail = level / (2 * max(1, draws[0].size)) * (len(draws) - 1)
+    return draws[math.floor(tail)], draws[len(draws) - 1 - math.floor(tail)]
 
 
 def critical_interval(draws: Float[np.ndarray, "B *P"], lengths, **how) -> tuple[np.ndarray, np.ndarray]:
