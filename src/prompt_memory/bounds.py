@@ -9,7 +9,7 @@ import decimal
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -1537,10 +1537,12 @@ def _measure_slope(a: float, keys: float, query: float, measure_moves: float, qu
     return k * (cosh + sinh) * (1 + 2 * B)
 
 
-def _measure_layers(config, weights, radius: float, query_radius: float, least_norm: float, differences: bool):
+def _measure_layers(
+    config, weights, radius: float, query_radius: float, least_norm: float, differences: bool, rotary: bool = False
+):
     """By layer (‖A_h‖, M_h, radii of keys and of the reading token, 1 + Lip(token-wise)); ‖reading‖; slope of norms."""
     c = config
-    if c.positions == "rotary" or c.context_scaling != "none":
+    if (c.positions == "rotary" and not rotary) or c.context_scaling != "none":
         raise ValueError("rotary positions and logits scaled with the context are not maps of the measure of tokens")
     W = _weights(c, weights)
     p, x = _nonnegative("radius", radius), _nonnegative("query_radius", query_radius)
@@ -1559,7 +1561,7 @@ def _measure_layers(config, weights, radius: float, query_radius: float, least_n
             tuple(np.split(w[name], c.heads, axis)[h] for name, axis in _HEAD_AXES.items()) for h in range(c.heads)
         ]
         scale = c.inverse_temperature / math.sqrt(c.d_k)
-        a = [scale * _bilinear(N @ q, N @ k, rotary=False) for q, k, _, _ in heads]
+        a = [scale * _bilinear(N @ q, N @ k, rotary=c.positions == "rotary") for q, k, _, _ in heads]
         M = [(N @ v @ o).T for _, _, v, o in heads]
         keys, query = (max(p, x), x) if c.norm == "none" else (math.sqrt(c.d),) * 2
         written, factor = _over_heads([1.0] * c.heads, M) * keys, 1.0
@@ -1612,6 +1614,18 @@ def addressed_facts(d_k: int, B: float, eps: float) -> float:
     (d_k,) = integers(d_k=d_k)
     base = 1 + math.sqrt(2 * _range(B) / pairwise_gap(eps))
     return base**d_k if d_k * math.log(base) < 700 else math.inf
+
+
+def several_heads_facts(d_k: int, B: Sequence[float], eps: float) -> float:
+    """Σ_h (1 + √(2B_h/Δ))^{d_k}: how many facts several heads can address together, whatever the context.
+
+    B holds the largest softmax logit of each head.  The reading is the sum of what the heads read; a fact's label moves
+    it towards itself in every head, the values of head h lie in [−β_h, β_h] with Σ_h β_h = 1, and the rest is as in
+    `addressed_facts` (Proposition 9a, part 3).  ValueError as there, or without a head.
+    """
+    if not len(B):
+        raise ValueError("give the largest softmax logit of at least one head")
+    return sum(addressed_facts(d_k, each, eps) for each in B)
 
 
 def addressing_logit_range(d_k: int, facts: int, eps: float) -> float:
@@ -1765,11 +1779,11 @@ def dilution_length(logit_range: float, spread: float, eps: float) -> float:
 
 
 def diluted_recall_ceiling(n: int, q: int, *, mean: float, square: float, spread: float, eps: float) -> float:
-    """1/q + exp(−θ²(n − 1)μ²/(2 m₂)), at most 1, with θ = 1 − (D/(4ε) − 1)/((n − 1)μ): recall with margin 2ε.
+    """1/q + (1 − 1/q) exp(−θ²(n − 1)μ²/(2 m₂)), with θ = 1 − (D/(4ε) − 1)/((n − 1)μ): recall with margin 2ε.
 
-    The n − 1 other facts are independent; of each, e^{s − s*} has the mean μ and the mean square m₂, where s* is the
-    largest softmax logit that the fact in question can have.  D as in `dilution_length`; 1/q if D <= 4ε, 1 if θ < 0
-    (Theorem 8, part 2).  ValueError unless 0 < μ² <= m₂, n >= 1, q >= 2, D >= 0 and eps > 0.
+    The n − 1 other facts are independent and alike; of each, e^{s − s*} has the mean μ and the mean square m₂, where s*
+    is the largest softmax logit that the fact in question can have.  D as in `dilution_length`; 1/q if D <= 4ε, 1 if
+    θ < 0 (Theorem 8, part 2).  ValueError unless 0 < μ² <= m₂, n >= 1, q >= 2, D >= 0 and eps > 0.
     """
     n, q = *integers(n=n), _classes(q)
     if not 0 < mean**2 <= square * (1 + 1e-9):
@@ -1780,7 +1794,69 @@ def diluted_recall_ceiling(n: int, q: int, *, mean: float, square: float, spread
     if total <= needed:
         return 1.0
     theta = 1 - needed / total
-    return min(1.0, 1 / q + math.exp(-(theta**2) * total * mean / (2 * square)))
+    return 1 / q + (1 - 1 / q) * math.exp(-(theta**2) * total * mean / (2 * square))
+
+
+def exchange_effect(
+    config,
+    weights: Mapping[str, Float[np.ndarray, "..."]],
+    n: int,
+    *,
+    radius: float,
+    query_radius: float,
+    change: float | None = None,
+    least_norm: float = 0.0,
+    differences: bool = True,
+) -> float:
+    """How much the logits of a whole network move, at most, if one of n prompt tokens is exchanged for another.
+
+    The two tokens are `change` apart (default: 2·radius); the network may be causal or bidirectional, of any depth,
+    with any number of heads, norms, and no, learned or rotary positions.  The bound is Σ_k x_k 𝒜_k·change, where 𝒜_k is
+    1/n for a bidirectional network and h_{k−1}(1, 1/2, …, 1/n)/n for a causal one, with h the complete symmetric
+    polynomial, at most Σ_{i<k} (ln n)^i / (i! n); the coefficients x_k follow from the constants of Lemma 7a layer by
+    layer (Theorem 8, part 5).  Where half the largest difference of two logits moves by at most 2ε, at most one value
+    of the token's fact is recalled with margin 2ε.  Arguments as in `network_wasserstein`, in logits; decreases with n;
+    infinite if it overflows or a norm may divide by zero.  ValueError as there, but for rotary positions, or unless n
+    is an integer >= 1 and change >= 0.
+    """
+    (n,) = integers(n=n)
+    moved = 2 * _nonnegative("radius", radius) if change is None else _nonnegative("change", change)
+    layers, reading, slope = _measure_layers(
+        config, weights, radius, query_radius, least_norm, differences, rotary=True
+    )
+    powers = [float(special.digamma(n + 1) + np.euler_gamma)]  # power sums of 1, 1/2, …, 1/n
+    powers += [float(special.zeta(i) - special.zeta(i, n + 1)) for i in range(2, config.depth + 1)]
+    means = [0.0, 1 / n]  # of the exchanged token, over all tokens, once, twice, …
+    for k in range(1, config.depth):  # Newton's identities
+        means.append(
+            sum(p * mean for p, mean in zip(powers, means[:0:-1], strict=False)) / k if config.causal else 1 / n
+        )
+    e, x = np.zeros(config.depth + 1), np.zeros(config.depth + 1)  # coefficients of these means, of a token and of the
+    e[0] = 1.0  # token that reads; at first only the exchanged token has moved
+    with np.errstate(over="ignore", invalid="ignore"):
+        for a, M, keys, query, factor in layers:
+            own = slope * _over_heads([each * keys**2 for each in a], M)
+            seen = [slope * _over_heads([_measure_slope(each, keys, r, 1, 0) for each in a], M) for r in (query, keys)]
+            mean = np.concatenate([[0.0], e[:-1]])
+            x = factor * ((1 + own) * x + seen[0] * mean)
+            e = factor * ((1 + own) * e + seen[1] * mean)
+        effect = reading * slope * moved * float(x @ means)
+    return math.inf if math.isnan(effect) else effect
+
+
+def argmax_recall_ceiling(n: int, q: int, *, spread: float, deviation: float) -> float:
+    """1/q + ¾ (q − 1) ρ/(σ√(n − 1)), at most 1: recall without a margin among n facts, one per token.
+
+    The other facts are independent and alike.  For two values y ≠ y' a fact's token adds X = e^s (f_y − f_y' + b_y −
+    b_y') to the comparison, s being its softmax logit and f its votes; ρ = `spread` is the length of an interval that
+    holds X for all tokens that facts may have, σ = `deviation` the standard deviation of X, and ρ/σ the largest of any
+    pair of values.  Any number that does not depend on labels may be subtracted from a comparison (Theorem 8, part 4).
+    ValueError unless 0 < deviation <= spread/2 are finite, n >= 1 and q >= 2.
+    """
+    n, q = *integers(n=n), _classes(q)
+    if not 0 < deviation <= _nonnegative("spread", spread) / 2 * (1 + 1e-9):
+        raise ValueError(f"the deviation must be > 0 and at most half the spread {spread}, not {deviation!r}")
+    return min(1.0, 1 / q + 0.75 * (q - 1) * spread / (deviation * math.sqrt(n - 1))) if n > 1 else 1.0
 
 
 def gaussian_recall(snr: float, q: int) -> float:
