@@ -46,7 +46,7 @@ from myst_nb import glue
 from prompt_memory import claims, {module}
 
 record = claims.Recorder("{name}", profile=profile, seed=seed, path=claims_path)
-record.theorem("k", theorem="Theorem 0", statement="the value", measured={module}.VALUE, bound=1)
+record.theorem("k", theorem="Theorem 0", statement="the value", measured={module}.VALUE, bound=1, possible=9)
 {extra}
 glue("verdict", record.verdicts(), display=False)
 ```
@@ -196,7 +196,7 @@ def test_collection_refuses_what_would_mislead(tmp_path):
     assert collect.read_chapter(tmp_path, "01_test", "smoke")["claims"] == []
     with pytest.raises(ValueError, match="the Recorder must get '01_test'"):
         collect.read_chapter(tmp_path, "01_test", "full")
-    record.predict("open", theorem="Theorem 0", statement="s", predicted=1, absolute=0)
+    record.predict("open", theorem="Theorem 0", statement="s", predicted=1, absolute=0, possible=(0, 9))
     with pytest.raises(ValueError, match="predicted but never measured: open"):
         collect.read_chapter(tmp_path, "01_test", "smoke")
     with pytest.raises(ValueError, match="10001 sampled comparisons; the level allows for 10000"):

@@ -85,14 +85,17 @@ LEGEND = f"""
 
 - **holds**, **violated**: a proved bound against an exact count or a deterministic computation, at every point.
 - **not refuted**: a proved bound against a sampled mean. It is *violated* only if the one-sided confidence limit passes
-  the bound at an error probability of {claims.LEVEL:g} for the whole book. *Detectable* is the measured mean from which
-  on this would have happened: an experiment cannot see a smaller violation. A dash there means that bound or sample
-  leave no room at the point shown, so that no mean would have been reported. Bounds on single runs hold with
-  probability $1 - 10^{{-10}}$ each; they have no mean and are *violated* if one run passes them.
-- **hit**, **missed**: a prediction that was written down before the measurement, with its tolerance. A miss does not
-  fail the build; it is a finding.
-- *points* is the number of comparisons behind a line; the numbers shown belong to the tightest one. Intervals are at
-  95 %, for the eye only.
+  the bound at an error probability of {claims.LEVEL:g} for all sampled comparisons of the book together. Bounds on
+  single runs hold with probability $1 - 10^{{-10}}$ each; they have no mean and are *violated* if one run passes them.
+- **hit**, **missed**, **undecided**: a prediction that was written down before the measurement, with its tolerance. A
+  measurement with an interval hits if the whole interval lies within the tolerance, misses if all of it lies outside,
+  and leaves the prediction undecided otherwise. A miss does not fail the build; it is a finding.
+- *points that can fail*: how many comparisons stand behind a line, and of how many: where the experiment could not have
+  shown a violation whatever the theorem says, it is not counted. The numbers shown belong to the point that came closest.
+- *reported from* is the measured value from which on a violation would have been reported there: an experiment cannot
+  see a smaller one. *closest* is the largest measured value over its bound, of all points that can fail: a bound smaller
+  by that factor would have been refuted.
+- Intervals of sampled claims are at 95 %, for the eye only.
 """
 
 

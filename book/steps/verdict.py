@@ -22,7 +22,7 @@ def main() -> int:
     keys = ", ".join(f"{claim['chapter']}/{claim['key']}" for claim in violated)
     print(f"FAILED verdict: {len(violated)} of {verdicts.summary()}. Violated: {keys}", flush=True)
     for claim in violated:
-        _, text, bound, measured, interval, _, points = verdicts.row(claim)
+        _, text, bound, measured, interval, *_, points = verdicts.row(claim)
         print(f"  {claim['chapter']}/{claim['key']}: {text}")
         print(f"      must be {bound}, measured {measured}, interval {interval}, points: {points}", flush=True)
     print(f"  The whole scoreboard: {build / 'scoreboard.md'} and {build / 'scoreboard.html'}", flush=True)
