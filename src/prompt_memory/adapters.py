@@ -361,6 +361,23 @@ def likelihood_gain(adapted: nn.Module, table: Table, *, chunk: int = 2048) -> f
     return total
 
 
+@torch.no_grad()
+def random_guesses(
+    model: Transformer,
+    tuning: Tuning,
+    keys: Int[Tensor, "K T"],
+    many: int,
+    *,
+    spread: float,
+    generator: torch.Generator,
+) -> Int[Tensor, "many K"]:
+    """The labels that `many` random adaptations give to the keys: the start plus normal noise of deviation `spread`."""
+    start = trained(adapt(model, tuning))
+    numbers = [one + spread * torch.randn(many, *one.shape, generator=generator) for one in start]
+    labels = torch.zeros(many, len(keys), 1, dtype=torch.long)
+    return logits_together(model, tuning, numbers, keys.expand(many, -1, -1), labels)[:, :, 0].argmax(-1)
+
+
 def memorise(
     model: Transformer,
     tuning: Tuning,
