@@ -1,7 +1,8 @@
 """One frozen network tuned in four ways: soft prompt, prefix, LoRA, all weights; and what each of them memorises.
 
-The network is a `transformers` GPT-2 with our weights; soft prompt, prefix and LoRA are those of `peft`, not written
-again here.  All of them get the same task, a *table*: K different random keys, each followed by a string of random
+The network is a `transformers` GPT-2 with our weights; soft prompt, prefix and LoRA are those of `peft`: they start
+there and are judged there.  Many tables are trained at once by `logits_together`, the same function without its common
+work (the tests compare logits and gradients).  All tunings get the same task, a *table*: K different random keys, each followed by a string of random
 labels, to be held by one adaptation.  Shapes: `K` entries, `T` tokens in a key, `n` labels in a string.
 """
 
