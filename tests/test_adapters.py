@@ -376,7 +376,7 @@ def test_rounding_is_relative_to_the_start_and_is_undone():
             lambda: adapters.logits_together(network(), EVERY[3], [], torch.zeros(1, 1, 3), torch.zeros(1, 1, 1)),
             "one table at a time",
         ),
-        (lambda: pilots.chosen(Tuning("prefix", 77)), "there is no pilot run of 1200 steps for prefix, m = 77"),
+        (lambda: pilots.chosen(Tuning("prefix", 77)), "no pilot run of 1200 steps with a recall below 0.9 for prefix"),
     ],
 )
 def test_mistakes_are_answered_with_one_sentence(call, message):
@@ -408,8 +408,9 @@ def test_pilot_runs_fit_their_network_and_settings_are_those_that_found_most():
         assert np.abs(counts - counts.round()).max() < 1e-4 * run.keys
     for tuning in {run.tuning for run in runs}:
         best = pilots.chosen(tuning)
-        assert all(best.bits >= run.bits for run in runs if run.tuning == tuning and run.steps == pilots.STEPS)
-        assert np.mean(best.recalls) < 0.9  # its table asks for more than it holds
+        same = [run for run in runs if run.tuning == tuning and run.steps == pilots.STEPS]
+        assert best.recall < 0.9  # its table asks for more than it holds
+        assert all(best.bits >= run.bits or run.recall >= 0.9 for run in same)
         assert best in pilots.curve(tuning)
         steps = [run.steps for run in pilots.curve(tuning)]
         assert steps == sorted(set(steps))

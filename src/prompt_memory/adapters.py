@@ -2,8 +2,9 @@
 
 The network is a `transformers` GPT-2 with our weights; soft prompt, prefix and LoRA are those of `peft`: they start
 there and are judged there.  Many tables are trained at once by `logits_together`, the same function without its common
-work (the tests compare logits and gradients).  All tunings get the same task, a *table*: K different random keys, each followed by a string of random
-labels, to be held by one adaptation.  Shapes: `K` entries, `T` tokens in a key, `n` labels in a string.
+work (the tests compare logits and gradients).  All tunings get the same task, a *table*: K different random keys, each
+followed by a string of random labels, to be held by one adaptation.  Shapes: `K` entries, `T` tokens in a key, `n`
+labels in a string, `R` tables that are learned at once, each by its own adaptation.
 """
 
 import math
