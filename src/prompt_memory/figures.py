@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
@@ -83,7 +84,7 @@ def style(mode: str):
     settings |= dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), text)
     before, _Palette.mode = _Palette.mode, mode
     try:
-        with matplotlib.rc_context(settings):
+        with matplotlib.style.context(settings, after_reset=True):  # a reader's matplotlibrc changes no picture
             yield
     finally:
         _Palette.mode = before
