@@ -399,7 +399,7 @@ def test_a_loss_that_is_not_finite_names_its_step():
 def test_pilot_runs_fit_their_network_and_settings_are_those_that_found_most():
     c = config(d=32, q=pilots.LETTERS, mlp=128, context=48)
     runs = pilots.read()
-    assert len({run._replace(recalls=(), gain=0.0) for run in runs if run.steps == pilots.STEPS}) > 20
+    assert len({run._replace(recalls=(), gain=0.0) for run in runs}) == len(runs) > 30
     for run in runs:
         assert run.numbers == adapters.trained_numbers(c, run.tuning)
         assert run.keys == round(run.load * run.numbers / math.log2(pilots.LETTERS))

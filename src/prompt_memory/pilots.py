@@ -38,17 +38,15 @@ soft prompt,32 | 0.4 | 600 | 0.4 | 0.9 0.99 | 3 | 86 | 1024 | 0.4419 0.3023 | 0.
 soft prompt,32 | 0.4 | 2400 | 0.4 | 0.9 0.99 | 3 | 86 | 1024 | 0.5349 0.4884 | 0.188
 prefix,1 | 1.1 | 1200 | 0.1 | 0.9 0.99 | 1 | 30 | 128 | 0.8000 0.8333 | 0.804
 prefix,1 | 1.1 | 1200 | 0.2 | 0.9 0.99 | 1 | 30 | 128 | 0.8333 0.7333 | 0.792
-prefix,1 | 1.1 | 1200 | 0.2 | 0.9 0.99 | 1 | 30 | 128 | 0.8333 0.7333 | 0.792
 prefix,1 | 1.1 | 1200 | 0.4 | 0.9 0.99 | 1 | 30 | 128 | 0.8000 0.8667 | 0.810
 prefix,1 | 1.1 | 1200 | 0.8 | 0.9 0.99 | 1 | 30 | 128 | 0.8000 0.8333 | 0.799
 prefix,1 | 1.1 | 300 | 0.4 | 0.9 0.99 | 1 | 30 | 128 | 0.8000 0.6667 | 0.732
 prefix,1 | 1.1 | 600 | 0.4 | 0.9 0.99 | 1 | 30 | 128 | 0.8000 0.6667 | 0.779
 prefix,1 | 1.1 | 2400 | 0.4 | 0.9 0.99 | 1 | 30 | 128 | 0.8333 0.7667 | 0.809
-prefix,8 | 1.2 | 1200 | 0.1 | 0.9 0.99 | 1 | 258 | 1024 | 0.6938 | 0.733
+prefix,8 | 1.2 | 1200 | 0.1 | 0.9 0.99 | 1 | 258 | 1024 | 0.6899 0.6085 | 0.699
 prefix,8 | 1.2 | 1200 | 0.2 | 0.9 0.99 | 1 | 258 | 1024 | 0.6667 | 0.743
 prefix,8 | 1.2 | 1200 | 0.4 | 0.9 0.99 | 1 | 258 | 1024 | 0.6512 | 0.724
 prefix,8 | 1.2 | 1200 | 0.05 | 0.9 0.99 | 1 | 258 | 1024 | 0.6202 | 0.651
-prefix,8 | 1.2 | 1200 | 0.1 | 0.9 0.99 | 1 | 258 | 1024 | 0.6899 0.6085 | 0.699
 prefix,8 | 1.2 | 300 | 0.1 | 0.9 0.99 | 1 | 258 | 1024 | 0.3333 0.3798 | 0.402
 prefix,8 | 1.2 | 600 | 0.1 | 0.9 0.99 | 1 | 258 | 1024 | 0.3953 0.5194 | 0.550
 prefix,8 | 1.2 | 2400 | 0.1 | 0.9 0.99 | 1 | 258 | 1024 | 0.7907 0.7287 | 0.802
@@ -121,11 +119,10 @@ def chosen(tuning: Tuning) -> Pilot:
 
 
 def curve(tuning: Tuning) -> list[Pilot]:
-    """Pilot runs with the chosen settings, one for each number of steps: that with most tables, fewest steps first."""
+    """Pilot runs with the chosen settings and other numbers of steps, fewest steps first."""
     settings = chosen(tuning)._replace(steps=0, recalls=(), gain=0.0)
     same = [pilot for pilot in read() if pilot._replace(steps=0, recalls=(), gain=0.0) == settings]
-    by_steps = {pilot.steps: pilot for pilot in sorted(same, key=lambda pilot: len(pilot.recalls))}
-    return [by_steps[steps] for steps in sorted(by_steps)]
+    return sorted(same, key=lambda pilot: pilot.steps)
 
 
 def again(pilot: Pilot, model) -> Pilot:
