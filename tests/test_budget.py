@@ -94,54 +94,290 @@ def test_fields_of_families_that_are_easy_to_get_wrong():
 # Shapes as public files have them, and what is right for them: width, numbers cached a position, causal, window.
 BARE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "vocab_size": 100}
 SHAPES = {
-    "the padded vocabulary is no width": ({"model_type": "hf_olmo", "architectures": ["OLMoForCausalLM"], "d_model": 64,
-        "n_heads": 8, "n_layers": 4, "vocab_size": 90, "embedding_size": 100, "max_sequence_length": 50,
-        "multi_query_attention": False, "block_type": "sequential", "attention_layer_norm": False}, 64, 512, True, None),
+    "the padded vocabulary is no width": (
+        {
+            "model_type": "hf_olmo",
+            "architectures": ["OLMoForCausalLM"],
+            "d_model": 64,
+            "n_heads": 8,
+            "n_layers": 4,
+            "vocab_size": 90,
+            "embedding_size": 100,
+            "max_sequence_length": 50,
+            "multi_query_attention": False,
+            "block_type": "sequential",
+            "attention_layer_norm": False,
+        },
+        64,
+        512,
+        True,
+        None,
+    ),
     "a factored embedding": ({"model_type": "electra", **BARE, "embedding_size": 16}, 16, 512, False, None),
     "null is nothing": ({"model_type": "llama", **BARE, "word_embed_proj_dim": None}, 64, 512, True, None),
-    "heads of DBRX": ({"model_type": "dbrx", "d_model": 64, "n_heads": 8, "n_layers": 4, "vocab_size": 100,
-        "max_seq_len": 99, "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4}}, 64, 128, True, None),
-    "groups of MPT": ({"model_type": "mpt", "d_model": 64, "n_heads": 8, "n_layers": 4, "vocab_size": 100,
-        "attn_config": {"alibi": True, "attn_type": "grouped_query_attention", "kv_n_heads": 2}}, 64, 128, True, None),
-    "params.json of Llama": ({"dim": 64, "n_layers": 4, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 100,
-        "multiple_of": 8, "norm_eps": 1e-5, "rope_theta": 5e5}, 64, 128, True, None),
-    "params.json of Mistral": ({"dim": 64, "n_layers": 4, "n_heads": 8, "n_kv_heads": 2, "head_dim": 8, "hidden_dim": 99,
-        "vocab_size": 100, "sliding_window": 16}, 64, 128, True, 16),
-    "ChatGLM": ({"model_type": "chatglm", "hidden_size": 64, "num_layers": 4, "num_attention_heads": 8, "kv_channels": 8,
-        "multi_query_attention": True, "multi_query_group_num": 2, "padded_vocab_size": 100, "seq_length": 99},
-        64, 128, True, None),
-    "attention groups": ({"model_type": "step3p5", **BARE, "num_attention_groups": 2, "head_dim": 16, "rope_theta": 1e4,
-        "layer_types": ["full_attention", "sliding_attention"] * 2}, 64, 256, True, None),
-    "defaults of a class, head_dim": ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text",
-        "hidden_size": 96, "num_hidden_layers": 6, "sliding_window": 32}}, 96, 6 * 4 * 512, True, 32),
-    "shared caches": ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text", **BARE, "head_dim": 8,
-        "num_key_value_heads": 2, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "sliding_window": 16, "intermediate_size": 64, "activation_sparsity_pattern": [0.0] * 4}}, 64, 64, True, 16),
-    "layers that read a picture": ({"model_type": "mllama", "text_config": {"model_type": "mllama_text_model", **BARE,
-        "num_key_value_heads": 2, "cross_attention_layers": [1], "pad_token_id": 128004}}, 64, 3 * 32, True, None),
-    "only attention in a hybrid": ({"model_type": "granitemoehybrid", **BARE, "num_key_value_heads": 2,
-        "layer_types": ["attention"] * 4, "mamba_d_state": 256, "mamba_n_heads": 7}, 64, 128, True, None),
-    "global layers with other heads": ({"model_type": "gemma4_text", **BARE, "num_key_value_heads": 2, "head_dim": 8,
-        "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 0,
-        "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 100, "sliding_window": 16}, 64, 192, True, 16),
-    "a window that is not used": ({"model_type": "qwen2", **BARE, "num_key_value_heads": 8, "sliding_window": 16, "use_sliding_window": False},
-        64, 512, True, None),
-    "a window that is used": ({"model_type": "qwen2", **BARE, "num_key_value_heads": 8, "sliding_window": 16, "use_sliding_window": True,
-        "max_window_layers": 2}, 64, 512, True, 16),
-    "no window": ({"model_type": "mistral", **BARE, "num_key_value_heads": 8, "sliding_window": None}, 64, 512, True, None),
+    "heads of DBRX": (
+        {
+            "model_type": "dbrx",
+            "d_model": 64,
+            "n_heads": 8,
+            "n_layers": 4,
+            "vocab_size": 100,
+            "max_seq_len": 99,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
+        },
+        64,
+        128,
+        True,
+        None,
+    ),
+    "groups of MPT": (
+        {
+            "model_type": "mpt",
+            "d_model": 64,
+            "n_heads": 8,
+            "n_layers": 4,
+            "vocab_size": 100,
+            "attn_config": {"alibi": True, "attn_type": "grouped_query_attention", "kv_n_heads": 2},
+        },
+        64,
+        128,
+        True,
+        None,
+    ),
+    "params.json of Llama": (
+        {
+            "dim": 64,
+            "n_layers": 4,
+            "n_heads": 8,
+            "n_kv_heads": 2,
+            "vocab_size": 100,
+            "multiple_of": 8,
+            "norm_eps": 1e-5,
+            "rope_theta": 5e5,
+        },
+        64,
+        128,
+        True,
+        None,
+    ),
+    "params.json of Mistral": (
+        {
+            "dim": 64,
+            "n_layers": 4,
+            "n_heads": 8,
+            "n_kv_heads": 2,
+            "head_dim": 8,
+            "hidden_dim": 99,
+            "vocab_size": 100,
+            "sliding_window": 16,
+        },
+        64,
+        128,
+        True,
+        16,
+    ),
+    "ChatGLM": (
+        {
+            "model_type": "chatglm",
+            "hidden_size": 64,
+            "num_layers": 4,
+            "num_attention_heads": 8,
+            "kv_channels": 8,
+            "multi_query_attention": True,
+            "multi_query_group_num": 2,
+            "padded_vocab_size": 100,
+            "seq_length": 99,
+        },
+        64,
+        128,
+        True,
+        None,
+    ),
+    "attention groups": (
+        {
+            "model_type": "step3p5",
+            **BARE,
+            "num_attention_groups": 2,
+            "head_dim": 16,
+            "rope_theta": 1e4,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+        },
+        64,
+        256,
+        True,
+        None,
+    ),
+    "defaults of a class, head_dim": (
+        {
+            "model_type": "gemma3",
+            "text_config": {
+                "model_type": "gemma3_text",
+                "hidden_size": 96,
+                "num_hidden_layers": 6,
+                "sliding_window": 32,
+            },
+        },
+        96,
+        6 * 4 * 512,
+        True,
+        32,
+    ),
+    "shared caches": (
+        {
+            "model_type": "gemma3n",
+            "text_config": {
+                "model_type": "gemma3n_text",
+                **BARE,
+                "head_dim": 8,
+                "num_key_value_heads": 2,
+                "num_kv_shared_layers": 2,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "sliding_window": 16,
+                "intermediate_size": 64,
+                "activation_sparsity_pattern": [0.0] * 4,
+            },
+        },
+        64,
+        64,
+        True,
+        16,
+    ),
+    "layers that read a picture": (
+        {
+            "model_type": "mllama",
+            "text_config": {
+                "model_type": "mllama_text_model",
+                **BARE,
+                "num_key_value_heads": 2,
+                "cross_attention_layers": [1],
+                "pad_token_id": 128004,
+            },
+        },
+        64,
+        3 * 32,
+        True,
+        None,
+    ),
+    "only attention in a hybrid": (
+        {
+            "model_type": "granitemoehybrid",
+            **BARE,
+            "num_key_value_heads": 2,
+            "layer_types": ["attention"] * 4,
+            "mamba_d_state": 256,
+            "mamba_n_heads": 7,
+        },
+        64,
+        128,
+        True,
+        None,
+    ),
+    "global layers with other heads": (
+        {
+            "model_type": "gemma4_text",
+            **BARE,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 100,
+            "sliding_window": 16,
+        },
+        64,
+        192,
+        True,
+        16,
+    ),
+    "a window that is not used": (
+        {"model_type": "qwen2", **BARE, "num_key_value_heads": 8, "sliding_window": 16, "use_sliding_window": False},
+        64,
+        512,
+        True,
+        None,
+    ),
+    "a window that is used": (
+        {
+            "model_type": "qwen2",
+            **BARE,
+            "num_key_value_heads": 8,
+            "sliding_window": 16,
+            "use_sliding_window": True,
+            "max_window_layers": 2,
+        },
+        64,
+        512,
+        True,
+        16,
+    ),
+    "no window": (
+        {"model_type": "mistral", **BARE, "num_key_value_heads": 8, "sliding_window": None},
+        64,
+        512,
+        True,
+        None,
+    ),
     "the window of a class": ({"model_type": "mistral", **BARE, "num_key_value_heads": 8}, 64, 512, True, 4096),
-    "local layers": ({"model_type": "gpt_neo", "hidden_size": 64, "num_layers": 4, "num_heads": 8, "vocab_size": 100,
-        "window_size": 16, "attention_types": [[["global", "local"], 2]]}, 64, 512, True, 16),
-    "all layers global": ({"model_type": "gpt_neo", "hidden_size": 64, "num_layers": 4, "num_heads": 8, "vocab_size": 100,
-        "attention_types": [[["global"], 4]]}, 64, 512, True, None),
-    "an encoder that says so": ({"model_type": "nomic_bert", "n_embd": 64, "n_head": 8, "n_layer": 4, "vocab_size": 100,
-        "causal": False}, 64, 512, False, None),
+    "local layers": (
+        {
+            "model_type": "gpt_neo",
+            "hidden_size": 64,
+            "num_layers": 4,
+            "num_heads": 8,
+            "vocab_size": 100,
+            "window_size": 16,
+            "attention_types": [[["global", "local"], 2]],
+        },
+        64,
+        512,
+        True,
+        16,
+    ),
+    "all layers global": (
+        {
+            "model_type": "gpt_neo",
+            "hidden_size": 64,
+            "num_layers": 4,
+            "num_heads": 8,
+            "vocab_size": 100,
+            "attention_types": [[["global"], 4]],
+        },
+        64,
+        512,
+        True,
+        None,
+    ),
+    "an encoder that says so": (
+        {"model_type": "nomic_bert", "n_embd": 64, "n_head": 8, "n_layer": 4, "vocab_size": 100, "causal": False},
+        64,
+        512,
+        False,
+        None,
+    ),
     "an encoder of the lists": ({"model_type": "eurobert", **BARE}, 64, 512, False, None),
-    "a decoder made an encoder": ({"model_type": "gemma3_text", **BARE, "head_dim": 8, "num_key_value_heads": 8,
-        "use_bidirectional_attention": True}, 64, 512, False, None),
-    "an encoder by its class": ({"model_type": "new", **BARE, "architectures": ["NewForMaskedLM"]}, 64, 512, False, None),
+    "a decoder made an encoder": (
+        {
+            "model_type": "gemma3_text",
+            **BARE,
+            "head_dim": 8,
+            "num_key_value_heads": 8,
+            "use_bidirectional_attention": True,
+        },
+        64,
+        512,
+        False,
+        None,
+    ),
+    "an encoder by its class": (
+        {"model_type": "new", **BARE, "architectures": ["NewForMaskedLM"]},
+        64,
+        512,
+        False,
+        None,
+    ),
     "a decoder of a family of encoders": ({"model_type": "bert", **BARE, "is_decoder": True}, 64, 512, True, None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SHAPES)
@@ -170,8 +406,10 @@ REFUSED = {
     "an encoder of questions": ({"model_type": "dpr", **BARE}, "not a language model"),
     "several attentions a layer": ({"model_type": "longcat_flash", **BARE}, "do not tell"),
     "a network for speech": ({"model_type": "wav2vec2", **BARE}, "not a language model"),
-    "an encoder and a decoder": ({"model_type": "t5", "d_model": 64, "num_heads": 8, "num_layers": 4, "vocab_size": 100},
-        "encoder with a decoder"),
+    "an encoder and a decoder": (
+        {"model_type": "t5", "d_model": 64, "num_heads": 8, "num_layers": 4, "vocab_size": 100},
+        "encoder with a decoder",
+    ),
     "values of another size": (UNKNOWN | {"swa_num_key_value_heads": 2}, "swa_num_key_value_heads"),
     "blocks": (UNKNOWN | {"num_key_value_heads": None, "block_configs": [{"n": 1}]}, "block_configs"),
     "a cache for several layers": (UNKNOWN | {"cla_share_factor": 2}, "cla_share_factor"),
@@ -180,7 +418,7 @@ REFUSED = {
     "another width": (UNKNOWN | {"embedding_size": 32}, "embedding_size"),
     "sizes that differ": (UNKNOWN | {"num_layers": 3}, "differ"),
     "heads for each layer": (UNKNOWN | {"num_key_value_heads": [1, 2, 4, 8]}, "num_key_value_heads"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -205,7 +443,8 @@ def test_attention_of_another_kind_is_not_covered_by_its_theorems():
     odd = budget.read({"model_type": "diffllama", **BARE})
     bounds = budget.budget(odd, 1, logit_range=1.0).bounds
     assert [bounds[key].value for key in ("exact_compression", "moments", "dilution")] == [None] * 3
-    sparse = budget.budget(budget.read(UNKNOWN | {"blocksparse_window": 8, "max_position_embeddings": 9}), 1, logit_range=1.0)
+    sparse = budget.read(UNKNOWN | {"blocksparse_window": 8, "max_position_embeddings": 9})
+    sparse = budget.budget(sparse, 1, logit_range=1.0)
     assert [sparse.bounds[key].value for key in ("exact_compression", "moments", "dilution")] == [None] * 3
     chunks = budget.read({"model_type": "llama4_text", **BARE, "head_dim": 8, "num_key_value_heads": 8,
                           "num_local_experts": 2, "attention_chunk_size": 16, "intermediate_size_mlp": 32})  # fmt: skip
@@ -220,8 +459,8 @@ def test_compressed_keys_and_values():
     """The bits of the prompt are as always; what queries see of it passes through the numbers that are stored."""
     fields = {"kv_lora_rank": 4, "qk_rope_head_dim": 2, "qk_nope_head_dim": 6, "v_head_dim": 5, "q_lora_rank": None}
     for family in ("deepseek_v3", "somebody's"):
-        a = budget.read({"model_type": family, **BARE, "num_key_value_heads": 8, **fields, "n_routed_experts": 4, "num_experts_per_tok": 2,
-                         "n_group": 1, "topk_group": 1, "moe_intermediate_size": 8})  # fmt: skip
+        shape = BARE | fields | {"num_key_value_heads": 8, "n_routed_experts": 4, "num_experts_per_tok": 2}
+        a = budget.read({"model_type": family, **shape, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 8})
         assert (a.cached, a.attended, a.key_dim, a.value_dim) == (4 * 6, 4 * 8 * 5, 8, 5)
         bounds = budget.budget(a, 3).bounds
         assert (bounds["counting"].bits, bounds["dimension"].value) == (16 * 64 * 3, 24 * 3)
@@ -248,7 +487,8 @@ def test_without_transformers_fields_are_read(monkeypatch):
 
 def test_published_architectures_are_what_their_files_would_say():
     fields = {"hidden_size": 640, "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1,
-              "head_dim": 256, "vocab_size": 262144, "max_position_embeddings": 32768, "sliding_window": 512}  # fmt: skip
+              "head_dim": 256, "vocab_size": 262144, "max_position_embeddings": 32768,
+              "sliding_window": 512}  # fmt: skip
     read, known = budget.read({"model_type": "gemma3_text", **fields}), budget.PUBLISHED["Gemma-3-270M"].architecture
     assert read == dataclasses.replace(known, name="model")
     # one window of 512 tokens can give its attention to one of them: the whole context is not what counts
@@ -262,17 +502,43 @@ GROUPED = SMALL | {"num_key_value_heads": 2}
 MIXED = GROUPED | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 FAMILIES = {
-    "gpt2": SMALL, "gpt_neo": SMALL | {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4,
-                                       "window_size": 4},
-    "gptj": SMALL | {"rotary_dim": 4}, "gpt_neox": SMALL, "gpt_bigcode": SMALL, "codegen": SMALL | {"rotary_dim": 4},
-    "opt": SMALL | {"ffn_dim": 24, "word_embed_proj_dim": 16}, "bloom": SMALL | {"n_layer": 2, "n_head": 4},
-    "phi": SMALL, "falcon": SMALL, "starcoder2": GROUPED, "stablelm": GROUPED | {"partial_rotary_factor": 0.5},
-    "llama": GROUPED, "qwen2": GROUPED, "mistral": GROUPED | {"sliding_window": 4}, "gemma": GROUPED | {"head_dim": 8},
-    "gemma3_text": MIXED, "mixtral": GROUPED | EXPERTS, "gpt_oss": MIXED | EXPERTS,
-    "gemma4_text": MIXED | {"global_head_dim": 16, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
-                            "vocab_size_per_layer_input": 40},
-    "minicpm3": SMALL | {"num_key_value_heads": 4, "kv_lora_rank": 6, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 4, "q_lora_rank": 8},
-}  # fmt: skip
+    "gpt2": SMALL,
+    "gpt_neo": SMALL
+    | {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4, "window_size": 4},
+    "gptj": SMALL | {"rotary_dim": 4},
+    "gpt_neox": SMALL,
+    "gpt_bigcode": SMALL,
+    "codegen": SMALL | {"rotary_dim": 4},
+    "opt": SMALL | {"ffn_dim": 24, "word_embed_proj_dim": 16},
+    "bloom": SMALL | {"n_layer": 2, "n_head": 4},
+    "phi": SMALL,
+    "falcon": SMALL,
+    "starcoder2": GROUPED,
+    "stablelm": GROUPED | {"partial_rotary_factor": 0.5},
+    "llama": GROUPED,
+    "qwen2": GROUPED,
+    "mistral": GROUPED | {"sliding_window": 4},
+    "gemma": GROUPED | {"head_dim": 8},
+    "gemma3_text": MIXED,
+    "mixtral": GROUPED | EXPERTS,
+    "gpt_oss": MIXED | EXPERTS,
+    "gemma4_text": MIXED
+    | {
+        "global_head_dim": 16,
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 40,
+    },
+    "minicpm3": SMALL
+    | {
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 6,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 4,
+        "q_lora_rank": 8,
+    },
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -311,7 +577,8 @@ def test_a_head_that_reads_the_mean_is_noticed():
     import torch
 
     torch.manual_seed(0)
-    config = transformers.OPTConfig(**(SMALL | {"ffn_dim": 24, "word_embed_proj_dim": 16}), _remove_final_layer_norm=True)
+    sizes = SMALL | {"ffn_dim": 24, "word_embed_proj_dim": 16}
+    config = transformers.OPTConfig(**sizes, _remove_final_layer_norm=True)
     model = transformers.OPTForCausalLM(config).eval().double()
     x = torch.randn(1, 3, 16, dtype=torch.float64)
     with torch.no_grad():
@@ -470,9 +737,11 @@ def random_cases(count: int) -> list[dict]:
             "vocabulary": draw.choice((2, 3, 1000, 262144)), "context": draw.choice((None, 1, 100, 10**6)),
             "norm": draw.choice(("none", "rms", "layer")), "norm_eps": 1e-5, "causal": draw.random() < 0.8,
             "positions": draw.choice(("learned", "rotary", "alibi", "unknown")),
-            "logit_cap": draw.choice((None, None, 30.0)), "attention": draw.choice(("full", "window", "chunked", "other")),
+            "logit_cap": draw.choice((None, None, 30.0)),
+            "attention": draw.choice(("full", "window", "chunked", "other")),
             "window": draw.choice((None, 1, 50, 10**7)), "written": draw.choice((None, None, 12345)),
-            "cache": draw.choice((None, None, [[2, 64, 32], [1, 512, 512]])), "compressed": draw.choice((None, None, 576)),
+            "cache": draw.choice((None, None, [[2, 64, 32], [1, 512, 512]])),
+            "compressed": draw.choice((None, None, 576)),
             "prompt_length": draw.randint(1, 10**5),
             "precision": draw.choice(list(budget.FORMATS)), "queries": draw.randint(1, 50), "degree": draw.randrange(9),
             "length": draw.choice((None, 1, draw.randint(1, 10**6))),

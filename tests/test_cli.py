@@ -413,18 +413,18 @@ def test_a_folder_holds_one_sweep(checkpoint, tmp_path, capsys, monkeypatch):
         if path == text:
             path.write_text(TEXT[::-1])
         else:
-            changed = {name: weight + 1 for name, weight in load_file(path).items()}
-            path.write_bytes(to_bytes({name: torch.from_numpy(weight) for name, weight in changed.items()}, {"format": "pt"}))
+            changed = {name: torch.from_numpy(weight + 1) for name, weight in load_file(path).items()}
+            path.write_bytes(to_bytes(changed, {"format": "pt"}))
         table, left = (tmp_path / "cram.csv").read_bytes(), (tmp_path / "settings.json").read_bytes()
         assert words in refused(capsys, *sweep(checkpoint, tmp_path, "--m", 1, 2, 3))
         assert (tmp_path / "cram.csv").read_bytes() == table
         assert (tmp_path / "settings.json").read_bytes() == left
         path.write_bytes(before)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert cli.main([*sweep(checkpoint, tmp_path, "--m", 1, 2, 3), "--quiet"]) == 0
+    assert cli.main(sweep(checkpoint, tmp_path, "--m", "1", "2", "3", "--quiet")) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.undo()
-    assert cli.main(sweep(checkpoint, tmp_path, "--m", 1, 2, 3)) == 0
+    assert cli.main(sweep(checkpoint, tmp_path, "--m", "1", "2", "3")) == 0
     assert "were found with 7 threads and are computed again with 1" in capsys.readouterr().err
     (tmp_path / "settings.json").write_text("{")
     capsys.readouterr()
@@ -469,7 +469,16 @@ def test_what_no_user_can_mend_is_one_sentence_and_no_bad_input(config, capsys, 
 
 def test_names_that_the_terminal_cannot_show(tmp_path):
     (tmp_path / "模型.json").write_text(json.dumps(CONFIG))
-    line = [sys.executable, "-m", "prompt_memory.cli", "budget", "--model", tmp_path / "模型.json", "--prompt-length", "1"]
+    line = [
+        sys.executable,
+        "-m",
+        "prompt_memory.cli",
+        "budget",
+        "--model",
+        tmp_path / "模型.json",
+        "--prompt-length",
+        "1",
+    ]
     shown = subprocess.run(line, capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (shown.returncode, shown.stderr) == (0, b"")
     assert rb"\u6a21" in shown.stdout

@@ -227,8 +227,8 @@ def test_a_network_does_not_change_the_prompt_of_its_caller():
 
 
 def test_experts_in_double():
-    settings = dict(hidden_size=D, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                    num_local_experts=4)  # fmt: skip
+    settings = dict(hidden_size=D, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
+    settings |= dict(num_key_value_heads=2, num_local_experts=4)
     model = hf.CausalLM(tiny("mixtral", torch.float64, **settings))
     x = normal(1, 5, D, dtype=torch.float64)
     single = hf.CausalLM(tiny("mixtral", **settings))
@@ -240,8 +240,8 @@ def test_experts_in_double():
 
 
 def test_networks_that_want_token_ids_are_refused_in_one_sentence(monkeypatch):
-    refused(lambda: hf.CausalLM(tiny("cpmant", hidden_size=D, num_hidden_layers=2, num_attention_heads=4, dim_head=4,
-                                     dim_ff=24), "this"), r"^this does not read vectors \(inputs_embeds\): ")  # fmt: skip
+    sizes = dict(hidden_size=D, num_hidden_layers=2, num_attention_heads=4, dim_head=4, dim_ff=24)
+    refused(lambda: hf.CausalLM(tiny("cpmant", **sizes), "this"), r"^this does not read vectors \(inputs_embeds\): ")
     network = tiny("llama", hidden_size=D, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     for error in (KeyError("x"), AttributeError("no\nsuch"), IndexError(), RuntimeError("inside"), AssertionError("a")):
         monkeypatch.setattr(type(network), "forward", lambda *_, _error=error, **__: (_ for _ in ()).throw(_error))
@@ -253,7 +253,8 @@ def test_networks_that_want_token_ids_are_refused_in_one_sentence(monkeypatch):
 
 def test_a_fingerprint_is_that_of_configuration_format_and_weights(folders):
     model = hf.load(folders["llama"])
-    prints = [model.fingerprint(), hf.load(folders["llama"]).fingerprint(), hf.load(folders["llama"], "bfloat16").fingerprint()]
+    others = [hf.load(folders["llama"], dtype) for dtype in ("float32", "bfloat16")]
+    prints = [network.fingerprint() for network in (model, *others)]
     with torch.no_grad():
         model.network.lm_head.weight[0, 0] += 1
     prints.append(model.fingerprint())

@@ -48,8 +48,8 @@ What comes out: `indices` of the tokens that are kept, their `weights`, and with
 """
 
 
-# Default length of strings: more than was ever found for a model of the table `PUBLISHED`.  Long strings cost nothing: a
-# search aims one token beyond what it has found.
+# Default length of strings: more than was ever found for a model of the table `PUBLISHED`.  Long strings cost nothing:
+# a search aims one token beyond what it has found.
 TOKENS_A_VECTOR = 400
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a disk answers that is full or broken
 
@@ -84,8 +84,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--prompt-length", type=int, required=True, metavar="M", help="vectors in the prompt")
     one.add_argument("--precision", default="bf16", help=f"of the prompt: {', '.join(budgets.FORMATS)} (default: bf16)")
     one.add_argument("--radius", type=float, help="largest norm of a prompt vector")
-    one.add_argument("--eps", type=float, 
-                     help="count only strings whose prompts can be chosen at least this far apart (with --radius)")  # fmt: skip
+    told_apart = "count strings only if prompts for them can be chosen at least this far apart (with --radius)"
+    one.add_argument("--eps", type=float, help=told_apart)
     one.add_argument("--lipschitz", type=float, help="Lipschitz constant of the logits in the prompt (with --margin)")
     one.add_argument("--margin", type=float, help="by which the right logit must exceed all others")
     one.add_argument("--logit-range", type=float, help="length of an interval that holds all softmax logits")
@@ -102,8 +102,8 @@ def parser() -> argparse.ArgumentParser:
     strings.add_argument("--random", action="store_true", help="uniformly random tokens instead of text")
     two.add_argument("--m", type=int, nargs="+", required=True, metavar="M", help="prompt lengths")
     two.add_argument("--strings", type=int, default=24, help="how many strings (default: 24)")
-    two.add_argument("--longest", type=int, help="tokens in each string (default: as many as the prompts could hold, up "
-                     f"to {TOKENS_A_VECTOR} for each vector, the model's positions and the text allow)")  # fmt: skip
+    default = f"as many as prompts could hold, up to {TOKENS_A_VECTOR} for each vector, and positions and text allow"
+    two.add_argument("--longest", type=int, help=f"tokens in each string (default: {default})")
     two.add_argument("--restarts", type=int, default=4, help="runs that a string may have (default: 4)")
     two.add_argument("--steps", type=int, default=400, help="steps of a run for one token more (default: 400)")
     two.add_argument("--learning-rate", type=float, help="of Adam (default: from the size of the embeddings)")
@@ -348,13 +348,14 @@ def _claim_folder(options, **found) -> None:
         changed = {"strings_digest": f"another text than {options.text} now has", "weights_digest":
                    f"other weights than {options.model} now has"}  # fmt: skip
         if other:
-            what = changed.get(other[0]) or (
-                f"{other[0].replace('_', '-')} = {theirs[other[0]]}, not {ours[other[0]]}"
-            )
+            what = changed.get(other[0]) or (f"{other[0].replace('_', '-')} = {theirs[other[0]]}, not {ours[other[0]]}")
             raise ValueError(f"{options.output} holds the results of a sweep with {what}: choose another --output")
         if threads != ours["threads"] and not options.quiet:
-            print(f"prompt-memory cram: the chunks in {options.output} were found with {threads} threads and are "
-                  f"computed again with {ours['threads']} (set OMP_NUM_THREADS={threads} to go on)", file=sys.stderr)  # fmt: skip
+            print(
+                f"prompt-memory cram: the chunks in {options.output} were found with {threads} threads and are "
+                f"computed again with {ours['threads']} (set OMP_NUM_THREADS={threads} to go on)",
+                file=sys.stderr,
+            )
     write_bytes(path, json.dumps(ours, indent=1).encode())
 
 

@@ -206,7 +206,6 @@ class _Network(nn.Module):
         finally:
             self.network.set_attn_implementation(self._fused)
 
-
     @contextmanager
     def _plain_experts(self):
         """Experts one by one: the fused product of several matrices is not made for float64."""
@@ -553,7 +552,10 @@ def _places(network: nn.Module) -> tuple[int, bool]:
         for name, table in tables.items():
             if ("pos" in name or "alibi" in name) and table is not None and places in table.shape:
                 return places, True
-    return places, config.model_type == "mpt"  # whose table is made anew in each call, as long as the configuration says
+    return (
+        places,
+        config.model_type == "mpt",
+    )  # whose table is made anew in each call, as long as the configuration says
 
 
 def _is_positions(name: str) -> bool:
