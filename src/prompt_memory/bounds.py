@@ -588,6 +588,17 @@ def within_log2_probability(d: int, m: int, radius: float, lipschitz: float, eps
     return min(0.0, d * m * math.log1p(reach / eps) / math.log(2) + numbers * math.log2(2 * eps))
 
 
+def visible_coordinates(width: int, cached: int | None, m: int) -> int:
+    """m·min(width, cached), an upper bound on the coordinates of a soft prompt that outputs of any network can see.
+
+    `width` dimensions of a prompt vector are read (d, or d − 1 where only LayerNorms read it); `cached` numbers stand
+    for it where queries look, the sum of H_kv(d_k + d_v) over layers that may differ (None: not only there, as in a
+    bidirectional network of several layers).  Theorem 3, part 3, without its lower bound.
+    """
+    width, cached = integers(0, width=width, cached=width if cached is None else cached)
+    return integers(m=m)[0] * min(width, cached)
+
+
 def outputs_per_query(config, q: int | None = None) -> int:
     """c, the independent outputs of one query: min(q, dimensions the last norm leaves, dimensions attention writes).
 
