@@ -6,11 +6,13 @@ of the architecture and not of one set of weights.  All samples and restarts of 
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.special import stdtrit
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -49,6 +51,7 @@ class Memorised(NamedTuple):
 
     prompts: Float[Tensor, "S K m d"]
     lengths: Int[Tensor, "S K"]  # K restarts
+    curve: Int[Tensor, "S K E"]  # the length after each of E stages; the last is `lengths`
     steps: int  # steps of all runs together
 
 
@@ -72,16 +75,34 @@ def ensemble(
     return Ensemble(models[0], weights, torch.randn(samples, n, config.d, generator=generator))
 
 
+def joined(parts: Sequence[Ensemble]) -> Ensemble:
+    """Several ensembles of one architecture as one, in their order; logit scales may differ (they go into the weights).
+
+    Queries are cut to the fewest that a part has.  ValueError if anything but `inverse_temperature` differs.
+    """
+    first = parts[0].model.config
+    weights = []
+    for part in parts:
+        config = part.model.config
+        if replace(config, inverse_temperature=first.inverse_temperature) != first:
+            raise ValueError(f"ensembles of different architectures cannot be joined: {first} and {config}")
+        factor = config.inverse_temperature / first.inverse_temperature
+        weights.append({name: w * factor if name.endswith("query") else w for name, w in part.weights.items()})
+    n = min(part.queries.shape[1] for part in parts)
+    stacked = {name: torch.cat([w[name] for w in weights]) for name in weights[0]}
+    return Ensemble(parts[0].model, stacked, torch.cat([part.queries[:, :n] for part in parts]))
+
+
 def longest_labels(
     outputs: Outputs,
     labels: Int[Tensor, "S N"],
     shape: tuple[int, int],
     *,
     restarts: int,
-    steps: int,
+    steps: int | Sequence[int],
     generator: torch.Generator,
-    learning_rate: float = 0.3,
-    radius: float = 3.0,
+    learning_rate: float | Float[Tensor, " S"] = 0.3,
+    radius: float | Float[Tensor, " S"] = 3.0,
     bits: int | None = None,
     margin: float = 1e-3,
 ) -> Memorised:
@@ -91,31 +112,41 @@ def longest_labels(
     of samples with length >= n is the fraction of labelings of n queries that are memorised.  A run starts from a
     normal prompt and aims one label beyond what it has; when it succeeds (every label wins by more than `margin`) it
     goes on from where it is, Adam's moments included, with a fresh budget of `steps` steps whose size falls along a
-    half cosine.
+    half cosine from `learning_rate` (one for all samples, or one a sample, as is `radius`).
+    With several `steps` a run has as many stages: when the budget of one is spent it starts anew from another normal
+    prompt with that of the next, aiming one label beyond the longest so far.  The length after every stage is kept: a
+    curve against effort in which everything but the effort is the same.
     Coordinates stay in [−radius, radius], and with `bits` take 2^bits evenly spaced values there (straight-through
     rounding).  The loss of a label is min(c, 3)·c, c its cross-entropy with the factor held fixed, as in `tune.cram`.
     `outputs(row, prompts, n)` are the logits of the first n queries of the samples `row`.
 
     ValueError for empty labels, shapes and settings out of range; RuntimeError if a loss is not finite.
     """
+    budgets = [steps] if isinstance(steps, int) else list(steps)
     if labels.ndim != 2 or not labels.numel():
         raise ValueError(f"labels must have the shape [S, N] with S, N >= 1, not {list(labels.shape)}")
-    if min(*shape, restarts, steps) < 1:
-        raise ValueError(f"m, d, restarts and steps must be at least 1, not {[*shape, restarts, steps]}")
-    if not (math.isfinite(radius) and radius > 0) or (bits is not None and bits < 1):
+    if not budgets or min(*shape, restarts, *budgets) < 1:
+        raise ValueError(f"m, d, restarts and steps must be at least 1, not {[*shape, restarts, *budgets]}")
+    reach, rate = (torch.as_tensor(v, dtype=torch.float32).expand(len(labels)) for v in (radius, learning_rate))
+    if not (torch.isfinite(reach).all() and (reach > 0).all()) or (bits is not None and bits < 1):
         raise ValueError(f"the radius must be positive and bits at least 1, not {radius} and {bits}")
+    if not (torch.isfinite(rate).all() and (rate > 0).all()):
+        raise ValueError(f"the learning rate must be a positive number, not {learning_rate}")
     S, N = labels.shape
     sample = torch.arange(S).repeat_interleave(restarts)
-    free = torch.randn(len(sample), *shape, generator=generator).clamp(-radius, radius)
+    reach, rate = reach[sample, None, None], rate[sample, None, None]
+    starts = torch.randn(len(budgets), len(sample), *shape, generator=generator).clamp(-reach, reach)
+    free, budget = starts[0].clone(), torch.tensor(budgets)
     mean, square = torch.zeros_like(free), torch.zeros_like(free)
-    best = free.clone() if bits is None else _rounded(free, radius, bits)
+    best = free.clone() if bits is None else _rounded(free, reach, bits)
     goal, lengths, used = torch.ones_like(sample), torch.zeros_like(sample), torch.zeros_like(sample)
     age = torch.zeros_like(sample)  # Adam's steps; `used` counts those without progress
+    stage, curve = torch.zeros_like(sample), torch.zeros(len(sample), len(budgets), dtype=torch.long)
     active, total = torch.arange(len(sample)), 0
     while len(active):
         n = int(goal[active].max())
         x = free[active].requires_grad_()
-        prompts = x if bits is None else x + (_rounded(x.detach(), radius, bits) - x).detach()
+        prompts = x if bits is None else x + (_rounded(x.detach(), reach[active], bits) - x).detach()
         wanted = labels[sample[active], :n]
         logits = outputs(sample[active], prompts, n)
         loss, won = aimed_loss(logits, wanted, goal[active], margin)
@@ -130,16 +161,45 @@ def longest_labels(
         reached = right >= goal[active]
         goal[active] = torch.where(reached, (right + 1).clamp(max=N), goal[active])
         used[active] = torch.where(reached, 0, used[active] + 1)
-        phase = used[active, None, None] / (steps + 1)
+        phase = used[active] / (budget[stage[active]] + 1)
         age[active] += 1
         direction, mean[active], square[active] = adam_direction(
             slope, mean[active], square[active], age[active, None, None].to(free.dtype), (0.9, 0.99)
         )
-        move = learning_rate * (0.5 + 0.5 * torch.cos(math.pi * phase)) * direction
-        free[active] = (x.detach() - move).clamp(-radius, radius)
+        move = rate[active] * (0.5 + 0.5 * torch.cos(math.pi * phase))[:, None, None] * direction
+        free[active] = (x.detach() - move).clamp(-reach[active], reach[active])
         total += len(active)
-        active = active[(lengths[active] < N) & (used[active] <= steps)]
-    return Memorised(best.unflatten(0, (S, restarts)), lengths.unflatten(0, (S, restarts)), total)
+        spent = active[(used[active] > budget[stage[active]]) & (lengths[active] < N)]
+        curve[spent, stage[spent]] = lengths[spent]
+        stage[spent] += 1
+        active = active[(stage[active] < len(budgets)) & (lengths[active] < N)]
+        anew = spent[stage[spent] < len(budgets)]
+        free[anew] = starts[stage[anew], anew]
+        mean[anew], square[anew], age[anew], used[anew] = 0.0, 0.0, 0, 0
+    late = torch.arange(len(budgets)) >= stage[:, None]  # stages that a run with all N labels did not need
+    curve = torch.where(late, lengths[:, None], curve)
+    shaped = (part.unflatten(0, (S, restarts)) for part in (best, lengths, curve))
+    return Memorised(*shaped, total)
+
+
+def pilot(
+    outputs: Outputs,
+    labels: Int[Tensor, "S N"],
+    shape: tuple[int, int],
+    rates: Sequence[float],
+    *,
+    steps: int | Sequence[int],
+    generator: torch.Generator,
+    radius: float = 3.0,
+    bits: int | None = None,
+) -> list[float]:
+    """Mean length that one restart of `longest_labels` finds with each of several learning rates, same samples."""
+    S, k = len(labels), len(rates)
+    found = longest_labels(
+        lambda row, prompts, n: outputs(row % S, prompts, n), labels.repeat(k, 1), shape, restarts=1, steps=steps,
+        generator=generator, learning_rate=torch.tensor(rates).repeat_interleave(S), radius=radius, bits=bits,
+    )  # fmt: skip
+    return found.lengths[:, 0].double().unflatten(0, (k, S)).mean(1).tolist()
 
 
 def behaviour_counts(
@@ -159,6 +219,16 @@ def behaviour_counts(
     return 1 + np.bincount(first, minlength=len(queries)).cumsum()
 
 
+def longest_of(answers: Int[Tensor, "P N"], labels: Int[Tensor, "S N"]) -> Int[Tensor, " S"]:
+    """For each labeling the longest beginning that some prompt memorises, from the answers of P prompts, [S]."""
+    alive = torch.ones(len(labels), len(answers), dtype=torch.bool)
+    lengths = torch.zeros(len(labels), dtype=torch.long)
+    for n in range(labels.shape[1]):
+        alive &= labels[:, n, None] == answers[:, n]
+        lengths += alive.any(1)
+    return lengths
+
+
 def expected_lengths(counts: Int[np.ndarray, "S N"], q: int) -> Float[np.ndarray, " S"]:
     """The mean, over all labelings, of the longest beginning that some prompt memorises: Σ_n counts_n / q^n, [S].
 
@@ -174,32 +244,92 @@ def expected_lengths(counts: Int[np.ndarray, "S N"], q: int) -> Float[np.ndarray
 
 
 def exponent(
-    x: Sequence[float], samples: Sequence[np.ndarray], rng: np.random.Generator, resamples: int = 2000
+    x: Sequence[float],
+    samples: Sequence[np.ndarray],
+    *,
+    before: Sequence[np.ndarray] | None = None,
+    level: float = 0.05,
 ) -> tuple[float, float, float]:
-    """Exponent e of mean(samples_i) ∝ x_i^e by least squares on logarithms, with a 95 % bootstrap interval.
+    """Exponent e of mean(samples_i) ∝ x_i^e by least squares on logarithms, with an interval: (e, lower, upper).
 
-    The values of each point are resampled separately.  Returns (exponent, lower, upper).
+    One number a network in each set of samples, sets independent of each other.  With weights w_i, e = Σ w_i ln mean_i;
+    the interval is e ± t·√(Σ w_i² v_i), v_i the variance of the mean over its square, t Student's with Welch's degrees
+    of freedom (delta method).  A single number is taken as exact.  With `before`, other numbers of the same networks,
+    what is returned is e(samples) − e(before), the interval from the differences of each network.
     ValueError for fewer than two different x, or x and means that are not positive.
     """
     logs = np.log(_positive(x))
     if len(samples) != len(logs) or np.ptp(logs) == 0:
         raise ValueError("an exponent needs one set of samples for each x, and two different x")
-    samples = [np.asarray(s, dtype=float) for s in samples]
-    means = np.log(_positive([s.mean() for s in samples]))
-    draws = np.array([s[rng.integers(len(s), size=(resamples, len(s)))].mean(1) for s in samples])
     slope = (logs - logs.mean()) / np.square(logs - logs.mean()).sum()
-    low, high = np.quantile(slope @ np.log(np.maximum(draws, 1e-9)), [0.025, 0.975])
-    return float(slope @ means), float(low), float(high)
+    means, parts = _relative(samples)
+    if before is not None:
+        earlier, others = _relative(before)
+        means, parts = means - earlier, _differences(parts, others)
+    value, half = float(slope @ means), _half_width(slope, parts, level)
+    return value, value - half, value + half
 
 
 def ratio(
-    above: np.ndarray, below: np.ndarray, rng: np.random.Generator, resamples: int = 2000
+    above: np.ndarray, below: np.ndarray, *, paired: bool = False, level: float = 0.05
 ) -> tuple[float, float, float]:
-    """mean(above) / mean(below) of two independent sets of samples, with a 95 % bootstrap interval."""
-    parts = [np.asarray(part, dtype=float) for part in (above, below)]
-    up, down = (part[rng.integers(len(part), size=(resamples, len(part)))].mean(1) for part in parts)
-    low, high = np.quantile(up / np.maximum(down, 1e-9), [0.025, 0.975])
-    return float(parts[0].mean() / parts[1].mean()), float(low), float(high)
+    """mean(above) / mean(below) with an interval, as in `exponent`: of two independent sets, or `paired` by network."""
+    (up, down), parts = _relative([above, below])
+    weights = np.array([1.0, -1.0])
+    if paired:
+        weights, parts = weights[:1], _differences(parts[:1], parts[1:])
+    half = _half_width(weights, parts, level)
+    return math.exp(up - down), math.exp(up - down - half), math.exp(up - down + half)
+
+
+def means(samples: Sequence[np.ndarray], level: float = 0.05) -> Float[np.ndarray, "k 3"]:
+    """(mean, lower, upper) of k independent sets; all k intervals hold at once with probability about 1 − level.
+
+    Student's on logarithms, each at level / k.  ValueError for sets of one number or means that are not positive.
+    """
+    if not samples or min(map(len, samples)) < 2:
+        raise ValueError("intervals of means need sets of at least two numbers")
+    logs, parts = _relative(samples)
+    half = np.array([_half_width(np.ones(1), [part], level / len(parts)) for part in parts])
+    return np.exp(np.column_stack([logs, logs - half, logs + half]))
+
+
+def spread(samples: Sequence[np.ndarray], level: float = 0.05) -> tuple[float, float, float, float]:
+    """Largest over smallest mean of several independent sets, with an interval: (spread, lower, upper, noise).
+
+    One statement about all sets at once: when the intervals of `means` hold, the true spread lies between the largest
+    lower end over the smallest upper end (at least 1) and the largest upper end over the smallest lower end.  `noise`
+    is the most by which an end can lie off the measured spread, as a factor.
+    ValueError for fewer than two sets, and as in `means`.
+    """
+    if len(samples) < 2:
+        raise ValueError("a spread needs at least two sets")
+    value, low, high = means(samples, level).T
+    ends = max(1.0, low.max() / high.min()), high.max() / low.min()
+    return (*map(float, (value.max() / value.min(), *ends, np.square(high / value).max())),)
+
+
+def _relative(samples: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logarithms of the means of several sets, and each set over its mean."""
+    sets = [np.asarray(s, dtype=float) for s in samples]
+    means = _positive([s.mean() for s in sets])
+    return np.log(means), [s / mean for s, mean in zip(sets, means, strict=True)]
+
+
+def _differences(parts: list[np.ndarray], others: list[np.ndarray]) -> list[np.ndarray]:
+    if [len(part) for part in parts] != [len(other) for other in others]:
+        raise ValueError("paired samples need one number of each kind for every network")
+    return [part - other for part, other in zip(parts, others, strict=True)]
+
+
+def _half_width(weights: np.ndarray, parts: list[np.ndarray], level: float) -> float:
+    """t·√(Σ w_i² var(part_i)/n_i), t Student's quantile with Welch's degrees of freedom; 0 without any variance."""
+    kept = [(w, part) for w, part in zip(weights, parts, strict=True) if len(part) > 1]
+    terms = np.array([w**2 * part.var(ddof=1) / len(part) for w, part in kept])
+    if not terms.sum() > 0:
+        return 0.0
+    freedom = terms.sum() ** 2 / sum(term**2 / (len(part) - 1) for term, (_, part) in zip(terms, kept, strict=True))
+    return float(stdtrit(freedom, 1 - level / 2) * math.sqrt(terms.sum()))
 
 
 def _positive(values: Sequence[float]) -> np.ndarray:
@@ -209,7 +339,7 @@ def _positive(values: Sequence[float]) -> np.ndarray:
     return array
 
 
-def _rounded(x: Tensor, radius: float, bits: int) -> Tensor:
+def _rounded(x: Tensor, radius: float | Tensor, bits: int) -> Tensor:
     """The nearest of 2^bits evenly spaced values from −radius to radius."""
     top = 2**bits - 1
     return ((x + radius) * top / (2 * radius)).round().clamp(0, top) * (2 * radius / top) - radius
