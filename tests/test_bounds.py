@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_memory import bounds, measure, tasks
+from prompt_memory import bounds, measure, tasks, witness
 from prompt_memory.transformer import TransformerConfig
 
 torch.set_num_threads(1)
@@ -589,6 +589,101 @@ def test_a_wide_key_needs_more_queries_than_the_count_of_outputs_suggests():
         assert_rank(rank, config, 1, "prefix", n=n)
 
 
+@pytest.mark.parametrize("positions", ["none", "learned", "rotary"])
+def test_few_outputs_of_one_plain_layer_show_fewer_coordinates(positions):
+    rng, smaller = random.Random(3), 0
+    for seed in range(40):
+        d, heads = rng.randint(1, 9), rng.choice([1, 1, 2])
+        config = TransformerConfig(
+            d=d, q=rng.randint(1, min(d, 3)), heads=heads, d_k=2, d_v=rng.randint(1, 6), positions=positions
+        )
+        m = rng.randint(1, 3)
+        wanted = m * min(d, heads * (min(2, d) + min(config.d_v, config.q)))
+        assert bounds.effective_dimension(config, m) == wanted
+        smaller += wanted < bounds.effective_dimension(config, m, rank_checked=True)
+        n, generator = 2 * d * m + 8, torch.Generator().manual_seed(seed)
+        assert witness.generic_rank(config, m, n, enough=wanted, draws=10, generator=generator).rank == wanted
+    assert smaller >= 5
+
+
+def test_few_outputs_are_refused_unless_they_are_enough_or_checked():
+    deep = replace(WIDE, depth=2, q=2)
+    with pytest.raises(ValueError, match="with q = 2 outputs, fewer than the 5 that a query has"):
+        bounds.effective_dimension(deep, 2)
+    assert bounds.effective_dimension(deep, 2, rank_checked=True) == 10
+    assert bounds.effective_dimension(replace(deep, norm="layer", q=4), 2) == 8
+    for q in (1, 3, 9):  # without own tokens and with a fixed token all queries return one vector
+        assert bounds.effective_dimension(replace(WIDE, q=q), 4, read="fixed", own_token=False) == min(q, 5)
+        assert_rank(min(q, 5), replace(WIDE, q=q), 4, "soft", "fixed", False)
+
+
+def test_as_many_outputs_as_a_query_has_lose_nothing():
+    rng, measured = random.Random(4), 0
+    for seed in range(120):
+        config, m, (tuning, read, own_token) = random_architecture(rng)
+        outputs = bounds.outputs_per_query(config)
+        if not 1 <= outputs < config.d or config.activation != "gelu" or config.norm == "none":
+            continue
+        config = replace(config, q=outputs)
+        try:
+            wanted = bounds.effective_dimension(config, m, tuning=tuning, read=read, own_token=own_token)
+        except ValueError:
+            continue
+        measured += 1
+        assert_rank(wanted, config, m, tuning, read, own_token, seed=seed)
+    assert measured >= 10
+
+
+def test_the_ceiling_of_the_table_is_above_the_count_and_mostly_the_count():
+    rng, seen = random.Random(5), Counter()
+    for _ in range(600):
+        config, m, (tuning, read, own_token) = random_architecture(rng)
+        options = dict(tuning=tuning, read=read, own_token=own_token)
+        try:
+            count = bounds.effective_dimension(config, m, **options)
+        except ValueError:
+            with pytest.raises(ValueError, match="established"):
+                bounds.dimension_ceiling(config, m, **options)
+            continue
+        ceiling = bounds.dimension_ceiling(config, m, **options)
+        assert count <= ceiling
+        seen[count == ceiling] += 1
+    assert seen[True] > 2 * seen[False] > 0
+
+
+def test_the_table_of_part_3_line_by_line():
+    at = bounds.dimension_ceiling
+    assert at(WIDE, 2) == 10
+    assert at(replace(WIDE, norm="rms", norm_eps=0.0), 2) == 8
+    assert at(replace(WIDE, norm="layer", norm_eps=0.0), 2) == 6
+    assert at(replace(WIDE, norm="layer", norm_eps=0.0, depth=2), 2) == at(replace(WIDE, norm="layer"), 2) == 8
+    assert at(replace(WIDE, heads=1, d_k=1, d_v=2), 3) == 9
+    assert at(replace(WIDE, heads=1, d_k=1, d_v=1, depth=2, causal=True), 3) == 12
+    assert at(WIDE, 3, tuning="prefix") == 36
+    assert at(WIDE, 3, tuning="prefix", own_token=False) == 30
+    assert at(WIDE, 9, read="fixed") == at(WIDE, 9, tuning="prefix", read="fixed") == 8
+
+
+def test_a_random_target_is_rarely_near_a_curve():
+    """One coordinate, two outputs: p ↦ (Λp, triangle wave of slope Λ) for |p| <= 1."""
+    lipschitz, rng = 3.0, np.random.default_rng(0)
+    p = np.linspace(-1, 1, 3001)
+    curve = np.stack([lipschitz * p, np.abs((lipschitz * p + 1) % 4 - 2) - 1], 1)
+    targets = rng.uniform(-1, 1, (1000, 2))
+    distance = np.full(len(targets), np.inf)
+    for part in np.array_split(curve, 20):
+        distance = np.minimum(distance, np.abs(targets[:, None] - part).max(-1).min(1))
+    for eps in (0.3, 0.1, 0.03, 0.01):
+        bound = 2 ** bounds.within_log2_probability(1, 1, 1.0, lipschitz, eps, 2)
+        assert (distance <= eps - 1e-3).mean() <= bound
+        assert bound == pytest.approx(min(1, (1 + 2 * lipschitz / eps) * (2 * eps) ** 2))
+    falls = [bounds.within_log2_probability(2, 3, 1.0, 5.0, 2.0**-k, 9) for k in (30, 31)]
+    assert falls[0] - falls[1] == pytest.approx(9 - 6, abs=1e-6)
+    assert bounds.within_log2_probability(2, 3, 1.0, 0.0, 0.25, 4) == -4
+    assert bounds.within_log2_probability(2, 3, 1.0, 5.0, 0.9, 4) == 0
+    assert type(bounds.within_log2_probability(2, 3, 1.0, 5.0, 0.9, 4)) is float
+
+
 def test_outputs_per_query():
     config = TransformerConfig(d=6, q=9, d_k=2, d_v=8)
     assert bounds.outputs_per_query(config) == 6
@@ -678,6 +773,11 @@ NAN = math.nan
         (lambda: bounds.effective_dimension(WIDE, 0), "m must be an integer >= 1, not 0"),
         (lambda: bounds.effective_dimension(WIDE, 1, tuning="lora"), "tuning must be one of soft, prefix, not 'lora'"),
         (lambda: bounds.effective_dimension(WIDE, 1, read="last"), "read must be one of fixed, moving, not 'last'"),
+        (lambda: bounds.within_log2_probability(1, 1, 1.0, 1.0, 0.0, 1), "eps must be a finite number > 0"),
+        (lambda: bounds.within_log2_probability(1, 1, -1.0, 1.0, 0.1, 1), "radius must be a finite number >= 0"),
+        (lambda: bounds.within_log2_probability(1, 1, 1.0, NAN, 0.1, 1), "lipschitz must be a finite number >= 0"),
+        (lambda: bounds.within_log2_probability(1, 1, 1.0, 1.0, 0.1, 0), "numbers must be an integer >= 1"),
+        (lambda: bounds.dimension_ceiling(WIDE, 0), "m must be an integer >= 1, not 0"),
         (lambda: bounds.effective_dimension(NARROW, 2), "heads so narrow"),
         (lambda: bounds.effective_dimension(NARROW, 2, own_token=False), "without own tokens"),
         (lambda: bounds.effective_dimension(NARROW, 2, tuning="prefix", own_token=False), "only for mlp >= d"),

@@ -539,9 +539,9 @@ def effective_dimension(
         return min(dimension, outputs_per_query(config, q))
     if q is None or rank_checked or q >= outputs_per_query(config):
         return dimension
-    if tuning == "soft" and read == "moving" and own_token and config.depth == 1:
-        if config.norm == "none" and not config.mlp:
-            return m * min(config.d, config.heads * (min(config.d_k, config.d) + min(config.d_v, q)))
+    plain = config.depth == 1 and config.norm == "none" and not config.mlp
+    if plain and tuning == "soft" and read == "moving" and own_token:
+        return m * min(config.d, config.heads * (min(config.d_k, config.d) + min(config.d_v, q)))
     raise ValueError(
         f"with q = {q} outputs, fewer than the {outputs_per_query(config)} that a query has, D_eff is not established: "
         "measure the rank and give rank_checked=True if nothing is lost"

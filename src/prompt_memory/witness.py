@@ -38,9 +38,7 @@ class Ball:
         return _rounded(self.mid + other.mid, self.rad + other.rad)
 
     def __mul__(self, other: "Ball") -> "Ball":
-        return _rounded(
-            self.mid * other.mid, np.abs(self.mid) * other.rad + self.rad * (np.abs(other.mid) + other.rad)
-        )
+        return _rounded(self.mid * other.mid, np.abs(self.mid) * other.rad + self.rad * (np.abs(other.mid) + other.rad))
 
     def __matmul__(self, other: "Ball") -> "Ball":
         charge = (self.mid.shape[-1] + 2) * ULP
@@ -143,9 +141,7 @@ def _gelu(x: Jet) -> Jet:
 
 def _split(x: Jet, weight: Tensor, heads: int) -> Jet:
     """[..., T, d] to [..., H, T, d_h]."""
-    return _matrix(x, weight).linear(
-        lambda b: b.map(lambda a: a.reshape(*a.shape[:-1], heads, -1).swapaxes(-2, -3))
-    )
+    return _matrix(x, weight).linear(lambda b: b.map(lambda a: a.reshape(*a.shape[:-1], heads, -1).swapaxes(-2, -3)))
 
 
 def _turn(x: Jet, start: int, config: TransformerConfig) -> Jet:
@@ -168,12 +164,16 @@ def _attend(query: Jet, groups, block) -> Jet:
     scale = c.inverse_temperature / math.sqrt(c.d_k)
     scores = [_times(query @ k.linear(lambda b: b.map(lambda a: a.swapaxes(-1, -2))), scale, 4 * ULP * scale)
               for k, _, _ in groups]  # fmt: skip
-    seen = [np.ones(s.value.mid.shape[-2:]) if mask is None else mask for s, (*_, mask) in zip(scores, groups, strict=True)]
+    seen = [
+        np.ones(s.value.mid.shape[-2:]) if mask is None else mask for s, (*_, mask) in zip(scores, groups, strict=True)
+    ]
     if c.context_scaling == "log":
         factor = np.log(sum(mask.sum(-1, keepdims=True) for mask in seen))
         scores = [_times(s, factor, FUNCTION * factor) for s in scores]
     # a shift by a constant changes nothing; masked scores are left out
-    top = [np.where(mask > 0, s.value.mid, -np.inf).max(-1, keepdims=True) for s, mask in zip(scores, seen, strict=True)]
+    top = [
+        np.where(mask > 0, s.value.mid, -np.inf).max(-1, keepdims=True) for s, mask in zip(scores, seen, strict=True)
+    ]
     shift = Jet(Ball(-np.maximum.reduce(np.broadcast_arrays(*top))))
     total = mixed = None
     for s, (_, value, _), mask in zip(scores, groups, seen, strict=True):
