@@ -1420,8 +1420,8 @@ def mean_field_bits(*, d: int, radius: float, lipschitz: float, wasserstein: flo
     Bounds Mem_{2ε}(m) for every m, if logits are Λ-Lipschitz in the prompt in the norm max_j ‖p_j‖ and Λ_W-Lipschitz in
     its empirical measure in W₁, for weighted prompts too (a `least_norm` must hold for these): tokens in a ball of
     radius r in R^d (with their positions, where these are added) are sorted into cells, and histograms of cells are
-    counted (Theorem 7, part 2).  Infinite where it overflows: then see `mean_field_log10_bits`.  ValueError unless d is an integer >= 1, radius >= 0 is finite, the constants are >= 0 and
-    eps > 0 is finite.
+    counted (Theorem 7, part 2).  Infinite where it overflows: then see `mean_field_log10_bits`.
+    ValueError unless d is an integer >= 1, radius >= 0 is finite, the constants are >= 0 and eps > 0 is finite.
     """
     exponent = mean_field_log10_bits(d=d, radius=radius, lipschitz=lipschitz, wasserstein=wasserstein, eps=eps)
     return 10.0**exponent if exponent < 308 else math.inf
