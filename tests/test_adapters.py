@@ -414,3 +414,12 @@ def test_pilot_runs_fit_their_network_and_settings_are_those_that_found_most():
         assert best in pilots.curve(tuning)
         steps = [run.steps for run in pilots.curve(tuning)]
         assert steps == sorted(set(steps))
+
+
+def test_a_pilot_run_can_be_repeated():
+    pilot = pilots.read()[0]._replace(tuning=Tuning("prefix", 1), keys=5, numbers=24, steps=2, recalls=(0.0, 0.0))
+    first, second = (pilots.again(pilot, network()) for _ in range(2))
+    assert first == second
+    assert len(first.recalls) == 2
+    assert all(0 <= 5 * recall <= 5 for recall in first.recalls)
+    assert first._replace(recalls=(), gain=0.0) == pilot._replace(recalls=(), gain=0.0)
