@@ -808,3 +808,20 @@ def test_the_recall_quantile_is_the_last_recall_that_is_not_too_rare(bits, n, q)
     assert k == n or bounds.recall_tail_bits(bits, n, q, (k + 1) / n) <= -10
     with pytest.raises(ValueError, match="log2_probability must be a number < 0"):
         bounds.recall_quantile(bits, n, q, 0.5)
+
+
+@pytest.mark.parametrize("norm", ["none", "rms", "layer"])
+@pytest.mark.parametrize(("depth", "heads", "width"), [(1, 1, 1), (1, 2, 3), (2, 1, 1), (3, 2, 2)])
+def test_visible_coordinates_are_what_theorem_3_counts_where_layers_are_alike(norm, depth, heads, width):
+    for d in (2, 5, 9, 40):
+        narrow = min(width, d - 1)
+        config = TransformerConfig(d=d, q=d, depth=depth, heads=heads, d_k=narrow, d_v=narrow, mlp=d, norm=norm,
+                                   norm_eps=1e-5, causal=True, positions="none")  # fmt: skip
+        cached = depth * heads * (config.d_k + config.d_v)
+        found = bounds.visible_coordinates(d - (norm == "layer"), cached, 3)
+        assert found == bounds.effective_dimension(config, 3)
+    assert bounds.visible_coordinates(7, None, 2) == 14
+    assert bounds.visible_coordinates(0, 4, 2) == 0
+    for wrong in ((-1, 3, 1), (3, -1, 1), (3, 3, 0), (3.0, 3, 1)):
+        with pytest.raises(ValueError, match="must be an integer"):
+            bounds.visible_coordinates(*wrong)

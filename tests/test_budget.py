@@ -416,6 +416,7 @@ REFUSED = {
     "a convolution": (UNKNOWN | {"conv_kernel_size": 4}, "conv_kernel_size"),
     "compressed, but how": (UNKNOWN | {"kv_lora_rank": 8}, "kv_lora_rank"),
     "another width": (UNKNOWN | {"embedding_size": 32}, "embedding_size"),
+    "no network": (UNKNOWN | {"num_hidden_layers": 10**8}, "more than any network has"),
     "sizes that differ": (UNKNOWN | {"num_layers": 3}, "differ"),
     "heads for each layer": (UNKNOWN | {"num_key_value_heads": [1, 2, 4, 8]}, "num_key_value_heads"),
 }

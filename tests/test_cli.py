@@ -66,7 +66,7 @@ def test_budget_as_a_program(config):
     assert content["bounds"]["resolution"]["bits"] == pytest.approx(20 * 768 * np.log2(61))
     assert content["smallest"] == "counting_in_radius"  # strings told apart at eps are not all strings
     assert content["bounds"]["resolution"]["bits"] < content["bounds"]["counting_in_radius"]["bits"]
-    wrong = command("budget", "--model", config, "--prompt-length", 0)
+    wrong = command("budget", "--model", "Pythia-160M", "--prompt-length", 0)
     assert wrong.returncode == 2
     assert wrong.stderr == "prompt-memory budget: prompt_length must be an integer >= 1, not 0\n"
 
@@ -415,7 +415,7 @@ def test_a_reader_of_the_progress_bar_that_leaves(checkpoint, tmp_path, capsys, 
     assert len(list((tmp_path / "chunks").iterdir())) >= 1
 
 
-def test_a_folder_holds_one_sweep(checkpoint, tmp_path, capsys, monkeypatch):
+def test_a_folder_holds_one_sweep(checkpoint, tmp_path, capsys):
     assert cli.main(sweep(checkpoint, tmp_path, "--quiet")) == 0
     capsys.readouterr()
     table = (tmp_path / "cram.csv").read_text()
@@ -438,12 +438,14 @@ def test_a_folder_holds_one_sweep(checkpoint, tmp_path, capsys, monkeypatch):
         assert (tmp_path / "cram.csv").read_bytes() == table
         assert (tmp_path / "settings.json").read_bytes() == left
         path.write_bytes(before)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert cli.main(sweep(checkpoint, tmp_path, "--m", "1", "2", "3", "--quiet")) == 0
-    assert capsys.readouterr().err == ""
-    monkeypatch.undo()
-    assert cli.main(sweep(checkpoint, tmp_path, "--m", "1", "2", "3")) == 0
-    assert "were found with 7 threads and are computed again with 1" in capsys.readouterr().err
+    options = cli.parser().parse_args(sweep(checkpoint, tmp_path))
+    digests = {name: value for name, value in json.loads(left).items() if name.endswith("_digest")}
+    options.m = json.loads(left)["m"]
+    for threads, words in ((1, ""), (7, "were found with 1 threads and are computed again with 7"), (7, "")):
+        cli._claim_folder(options, **digests, threads=threads)
+        said = capsys.readouterr().err
+        assert words in said
+        assert bool(words) == bool(said)
     (tmp_path / "settings.json").write_text("{")
     capsys.readouterr()
     assert "settings.json is damaged" in refused(capsys, *sweep(checkpoint, tmp_path))
@@ -486,20 +488,13 @@ def test_what_no_user_can_mend_is_one_sentence_and_no_bad_input(config, capsys, 
 
 
 def test_names_that_the_terminal_cannot_show(tmp_path):
-    (tmp_path / "模型.json").write_text(json.dumps(CONFIG))
-    line = [
-        sys.executable,
-        "-m",
-        "prompt_memory.cli",
-        "budget",
-        "--model",
-        tmp_path / "模型.json",
-        "--prompt-length",
-        "1",
-    ]
-    shown = subprocess.run(line, capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert (shown.returncode, shown.stderr) == (0, b"")
-    assert rb"\u6a21" in shown.stdout
+    (tmp_path / "模型.json").write_text("{")
+    line = [sys.executable, "-m", "prompt_memory.cli", "budget", "--model", tmp_path / "模型.json", "--prompt-length=1"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    shown = subprocess.run(line, capture_output=True, check=False, env=ascii_only)
+    assert (shown.returncode, shown.stdout) == (2, b"")
+    assert rb"\u6a21" in shown.stderr
+    assert b"cannot be read as JSON" in shown.stderr
 
 
 def test_what_was_found_before_a_failure_is_reported(checkpoint, tmp_path, capsys, monkeypatch):

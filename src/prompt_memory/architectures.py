@@ -136,7 +136,7 @@ _PATTERN_NAME = re.compile(r"window|sliding|chunk|sparse|topk|index|local|dense_
 _HARMLESS = re.compile(
     r"dropout|pdrop|bias|flash|fp32|implementation|_impl$|_init|norm|scal|clip|token|label|monkey|precision|dtype|lm_head|"
     r"sdpa|is_decoder|add_cross_attention|cross_attention_hidden_size|chunk_size_feed_forward|block_type$|"
-    r"block_group_size|cache_kernel|n_group|topk_group|topk_method|cache_quant|moe|expert|router|softcap|query_pre_attn_scalar|keys_to_ignore"
+    r"block_group_size|cache_kernel|n_group|topk_group|topk_method|multiplier|pad_key|allocate|parallel_attn|cache_quant|moe|expert|router|softcap|query_pre_attn_scalar|keys_to_ignore"
 )
 _UNDERSTOOD = {"multi_query", "multi_query_attention", "multi_query_group_num", "new_decoder_architecture",
                "attn_config",
@@ -659,8 +659,8 @@ def _head_fields(filled: Mapping, name: str, family: str = "") -> tuple[tuple[tu
     kv_heads = heads if compressed else _kv_heads(filled, family, heads, name)
     if heads % kv_heads:
         raise ValueError(f"{name}: {heads} heads cannot share {kv_heads} heads of keys and values evenly")
-    if layers * kv_heads > 10**9:
-        raise ValueError(f"{name}: {one_line(str(layers))} layers of {one_line(str(kv_heads))} heads are no network")
+    if layers > 10**4:
+        raise ValueError(f"{name}: {one_line(str(layers))} layers are more than any network has")
     shared = filled.get("num_kv_shared_layers") or 0  # the last layers read the caches of earlier ones
     if shared and not 1 <= _number(filled, "num_kv_shared_layers", name) < layers:
         raise ValueError(f"{name}: of {layers} layers {one_line(str(shared))} cannot share their caches")
