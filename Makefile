@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help env book notebook test bench compare lab serve clean
+.PHONY: help env book notebook test bench compare seeds lab serve clean
 
 PROFILE ?= standard
 PROFILES := smoke standard full
@@ -12,6 +12,7 @@ ifneq ($(origin ENV),command line)
 ENV := $(if $(filter conda,$(ENV)),conda,venv)
 endif
 PORT ?= 8000
+SEEDS ?= 100
 
 ifeq ($(filter $(PROFILE),$(PROFILES)),)
 $(error Unknown PROFILE=$(PROFILE): choose one of $(PROFILES))
@@ -65,6 +66,11 @@ bench: $(STAMP) ## the tuner against prompt tuning of one string at a time with 
 
 compare: $(STAMP) ## claims of this build against the committed reference (ACCEPT=1 replaces the reference)
 	@$(RUN) book/steps/compare.py --profile $(PROFILE) $(if $(ACCEPT),--accept)
+
+# The profile of `make seeds` is smoke unless one is named: a hundred seeds of anything larger take days.
+seeds: $(STAMP) ## every chapter with SEEDS=100 seeds (NAME=03 one, CHEAP=12 cheap ones, MINUTES=60 until then); goes on
+	@$(RUN) book/steps/seeds.py --profile $(if $(filter command line,$(origin PROFILE)),$(PROFILE),smoke) --seeds $(SEEDS) \
+		--cores $(CORES) $(if $(NAME),--chapter $(NAME)) $(if $(CHEAP),--cheap $(CHEAP) --no-summary) $(if $(MINUTES),--minutes $(MINUTES))
 
 lab: $(STAMP) ## JupyterLab on the text notebooks; outputs are kept under build/lab
 	@JUPYTERLAB_SETTINGS_DIR=build/lab/settings $(VENV)/bin/jupytext-config set-default-viewer myst

@@ -71,6 +71,14 @@ def test_no_measured_number_is_typed_in_prose(chapter):
     assert re.findall(r".{0,30}\d\.\d.{0,10}", prose(chapter.text)) == []
 
 
+def test_no_norm_of_a_table_loses_its_bars():
+    """In a Markdown table a backslash before a bar is taken for an escaped bar: a norm must be written lVert."""
+    files = [*(ROOT / "notebooks").glob("*.md"), *(ROOT / "book").glob("*.md")]
+    rows = [line for file in files for line in file.read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 30
+    assert [row for row in rows if re.search(r"\$[^$]*\\\|[^$]*\$", row)] == []
+
+
 def test_the_search_for_typed_numbers_would_find_one():
     text = (
         "---\na: 0.1\n---\nrecall $0.5$ and `0.7` of {glue:text}`x:.3f`\n```{code-cell}\n0.9\n```\nbut also 0.83 here"
@@ -130,7 +138,7 @@ def test_make_answers_mistakes_with_one_sentence():
 
 def test_make_alone_lists_the_targets():
     result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in ("env", "book", "notebook", "test", "bench", "compare", "lab", "serve", "clean"):
+    for target in ("env", "book", "notebook", "test", "bench", "compare", "seeds", "lab", "serve", "clean"):
         assert re.search(rf"^  {target} +\S", result.stdout, re.MULTILINE), target
 
 
@@ -152,6 +160,37 @@ def test_compare_sees_what_changed_and_ignores_rounding():
         "level: 1e-06 -> 0.001",
         "x: {'seed': 1, 'threads': 1} -> {'seed': 2, 'threads': 1}",
     ]
+
+
+def test_another_processor_may_move_what_was_searched_and_nothing_else():
+    def content(**rest):
+        claim = {"chapter": "x", "key": "a", "statement": "s", "kind": "prediction", "verdict": "hit", "searched": True}
+        claim |= {"measured": 0.8493, "interval": [0.73, 0.98], "margin": -0.0007, "tightest": 0, "predicted": 1.0}
+        return {"profile": "standard", "chapters": {}, "claims": [claim | rest]}
+
+    def changed(**rest):
+        return compare.differences(content(), content(**rest), same_processor=False) != []
+
+    moved = {"measured": 0.8529, "interval": [0.74, 0.99], "margin": 0.0029}
+    assert compare.differences(content(), content(**moved)) != []  # on the same processor nothing moves
+    assert not changed(**moved)
+    assert not changed(**moved, verdict="undecided")
+    assert changed(**moved, verdict="missed")
+    assert changed(measured=0.5, interval=[0.4, 0.6])
+    assert not changed(measured=0.6, interval=[0.5, 0.7])  # apart, but within 35 %
+    assert changed(statement="t")
+    assert changed(predicted=0.9)
+    assert not changed(predicted=0.9, tightest=1)
+    plain = content(searched=False)
+    assert compare.differences(plain, content(searched=False, **moved), same_processor=False) != []
+
+
+def test_the_processor_is_named(monkeypatch):
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    name = chapters.processor()
+    assert len(name) > 3
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    assert chapters.processor() != name
 
 
 def test_the_reference_is_of_one_profile(monkeypatch, tmp_path, capsys):

@@ -6,7 +6,6 @@ the chapters that finished, writes no claims.json, and says which chapters are m
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from prompt_memory import claims
 
 def read_chapter(build: Path, name: str, profile: str) -> dict:
     """One chapter's claims file, checked."""
-    content = json.loads((build / "claims" / f"{name}.json").read_text(encoding="utf-8"))
+    content = chapters.read_json(build / "claims" / f"{name}.json")
     if (content["chapter"], content["profile"]) != (name, profile):
         raise ValueError(
             f"{name}: its claims say chapter {content['chapter']!r}, profile {content['profile']!r};"
@@ -90,13 +89,56 @@ LEGEND = f"""
 - **hit**, **missed**, **undecided**: a prediction that was written down before the measurement, with its tolerance. A
   measurement with an interval hits if the whole interval lies within the tolerance, misses if all of it lies outside,
   and leaves the prediction undecided otherwise. A miss does not fail the build; it is a finding.
-- *points that can fail*: how many comparisons stand behind a line, and of how many: where the experiment could not have
-  shown a violation whatever the theorem says, it is not counted. The numbers shown belong to the point that came closest.
+- *points that can fail*: how many comparisons stand behind a line, and of how many: where the experiment could not
+  have shown a violation whatever the theorem says, it is not counted. The numbers shown belong to the point that came
+  closest.
 - *reported from* is the measured value from which on a violation would have been reported there: an experiment cannot
-  see a smaller one. *closest* is the largest measured value over its bound, of all points that can fail: a bound smaller
-  by that factor would have been refuted.
+  see a smaller one. *closest* is the largest measured value over its bound, of all points that can fail: a bound
+  smaller by that factor would have been refuted.
 - Intervals of sampled claims are at 95 %, for the eye only.
 """
+
+
+def seeds_tables(summary: dict) -> str:
+    """What became of the chapters under other seeds (book/seeds.json) as a section of the scoreboard page."""
+    text = "\n## Under other seeds\n\n"
+    if not summary:
+        return text + "No chapter has been run under other seeds yet: `make seeds`.\n"
+    text += (
+        "Chapters that `make seeds` has run again and again, each time with another seed: how often was a theorem claim"
+        " violated, or did the chapter fail, and which forecasts do not always end the same way? Not measured by this"
+        " build; the row says when and where. *Earlier state* means that the chapter has changed since.\n"
+    )
+    for profile in (profile for profile in chapters.PROFILES if profile in summary):
+        rows = []
+        for name, row in summary[profile].items():
+            path = chapters.ROOT / "notebooks" / f"{name}.md"
+            if not path.exists():
+                continue
+            chapter = chapters.load(name)
+            count = "; ".join(f"`{key}` ({', '.join(map(str, found))})" for key, found in row["violated"].items())
+            failed = "; ".join(f"seed {seed}: {message}" for seed, message in row["failed"].items())
+            verdicts = {key: {v: n for v, n in counts.items() if n} for key, counts in row["forecasts"].items()}
+            flips = "; ".join(
+                f"`{key}` " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+                for key, counts in verdicts.items() if len(counts) > 1
+            )  # fmt: skip
+            steady = sum(len(counts) == 1 for counts in verdicts.values())
+            state = "" if row["digest"] == chapter.digest() else ", earlier state"
+            rows.append((
+                f"[{chapter.title}](notebooks/{name})", row["seeds"], row["theorem_claims"], count or "none",
+                failed or "none", steady, flips or "none",
+                f"{row['date']}, commit {row['commit']}{state}",
+            ))  # fmt: skip
+        header = ("chapter", "seeds", "theorem claims", "violated (seeds)", "runs that failed",
+                  "forecasts that always end the same", "forecasts that do not", "measured")  # fmt: skip
+        table = claims.markdown_table(header, rows)
+        runs = sum(row["seeds"] for row in summary[profile].values())
+        bad = sum(bool(row["violated"] or row["failed"]) for row in summary[profile].values())
+        processors = sorted({row["processor"] for row in summary[profile].values()})
+        text += f"\nSettings of `{profile}`: {runs} runs, {bad} of {len(rows)} chapters with a violation or a failure."
+        text += f" Measured on {'; '.join(processors)}.\n\n:::{{container}} seeds\n{table}\n:::\n"
+    return text
 
 
 def timings_table(timings: dict) -> str:
@@ -155,15 +197,18 @@ def main() -> int:
         return 0
     timings = {
         "profile": options.profile,
-        "chapters": [json.loads((build / "timings" / f"{name}.json").read_text(encoding="utf-8")) for name in names],
+        "chapters": [chapters.read_json(build / "timings" / f"{name}.json") for name in names],
     }
     claims.write_json(build / "claims.json", everything)
     claims.write_json(build / "timings.json", timings)
-    page = scoreboard(contents, options.profile, [], links=True) + LEGEND + timings_table(timings)
+    page = scoreboard(contents, options.profile, [], links=True) + LEGEND
+    seeds = chapters.ROOT / "book" / "seeds.json"
+    page += seeds_tables(chapters.read_json(seeds) if seeds.exists() else {})
+    page += timings_table(timings)
     (build / "book-pages").mkdir(exist_ok=True)
     (build / "book-pages" / "scoreboard.md").write_text(page, encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(chapters.guard(main))
