@@ -70,6 +70,11 @@ def test_every_page_says_its_profile(pages):
         assert not page.select(".injected-parameters, .tag_injected-parameters"), name
 
 
+def test_norms_of_the_notation_table_are_norms(pages):
+    """Inside a Markdown table a backslash before a bar is lost, so a norm needs lVert."""
+    assert r"\lVert P - P' \rVert" in pages["notation"].get_text()
+
+
 def test_the_scoreboard_lists_every_claim(html, pages):
     content = json.loads((html.parent / "claims.json").read_text())
     text = pages["scoreboard"].get_text()

@@ -3,11 +3,14 @@
 Everything happens in a temporary copy of the tree with two stub chapters.
 """
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import chapters
 import collect
 import pytest
 from building import build, copy_tree, only_chapters
@@ -165,6 +168,107 @@ def test_a_dead_kernel_and_an_endless_cell_are_named(tree):
     endless = build(tree, "00_one", "--profile", "smoke", "--timeout", "3", step="execute.py")
     assert endless.returncode != 0
     assert re.search(r"FAILED 00_one, code cell 2 of 2 \(.*\): the cell ran longer than 3 s", endless.stdout)
+
+
+def test_a_cell_that_exits_with_zero_is_no_success(tree):
+    write_stub(tree, "00_one", "stub_one", extra="import sys; sys.exit(0)")
+    ended = build(tree, "00_one", "--profile", "smoke", step="execute.py")
+    assert ended.returncode != 0
+    assert "the run ended before the end: cell" in ended.stdout
+    assert not (tree / "build" / "smoke" / "notebooks" / ".00_one.running.ipynb").exists()
+
+
+def test_the_folder_may_have_any_name(tmp_path):
+    root = copy_tree(tmp_path / "it's \t(a) & $b; ü#" / "copy", keep=())
+    only_chapters(root, [])
+    write_stub(root, "00_one", "claims")
+    path = root / "notebooks" / "00_one.md"
+    path.write_text(path.read_text().replace("claims.VALUE", "1"))
+    only_chapters(root, ["00_one"])
+    result = build(root, "--profile", "smoke", "--notebook", "00")
+    assert result.returncode == 0, result.output
+
+
+def test_habits_of_the_reader_change_nothing(tree, tmp_path, monkeypatch):
+    """A cluster's Snakemake profile, LaTeX for every figure, and a home that cannot be written."""
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "config.yaml").write_text("executor: slurm\njobs: 10\n")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", str(tmp_path / "profile"))
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / "matplotlibrc"))
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    drawing = "from prompt_memory.figures import show\nshow(lambda f: f.subplots().set_title('a_b'), alt='x')"
+    write_stub(tree, "00_one", "stub_one", extra=drawing)
+    result = build(tree, "--profile", "smoke", "--notebook", "00")
+    assert result.returncode == 0, result.output
+
+
+def test_a_killed_build_leaves_no_orphan_beside_the_next(tree):
+    write_stub(tree, "00_one", "stub_one", extra="import time; time.sleep(4)")
+    command = [sys.executable, "book/steps/build.py", "--profile", "smoke", "--cores", "2"]
+    environment = os.environ | {"PYTHONPATH": str(tree / "src")}
+    first = subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True)
+    for line in first.stdout:
+        if "00_one: started" in line:
+            break
+    first.kill()
+    first.wait()
+    first.stdout.close()
+    second = build(tree, "--profile", "smoke", "--cores", "2")
+    assert second.returncode == 0, second.output
+    assert "00_one: done" in second.stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (
+            lambda text: text.replace("  threads: 1", "\tthreads: 1", 1),
+            "01_two.md, line 7: the front matter is not YAML",
+        ),
+        (lambda text: text.replace("threads: 1", "threads: all", 1), "01_two.md: threads must be a whole number"),
+        (lambda text: text.replace("smoke: 3", "smoke: x", 1), "01_two.md: core_seconds must be positive numbers"),
+        (lambda text: text.replace("models: {}", "models: 3", 1), "01_two.md: models must list names"),
+        (lambda text: text.encode("utf-16"), "01_two.md: not UTF-8"),
+    ],
+)
+def test_a_damaged_notebook_is_named_in_one_sentence(tree, monkeypatch, damage, sentence):
+    path = tree / "notebooks" / "01_two.md"
+    text = damage(path.read_text())
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.setattr(chapters, "ROOT", tree)
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        chapters.load("01_two")
+    assert "\n" not in str(error.value)
+
+
+def test_a_notebook_with_a_byte_order_mark_is_read(tree, monkeypatch):
+    path = tree / "notebooks" / "01_two.md"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    monkeypatch.setattr(chapters, "ROOT", tree)
+    assert chapters.load("01_two").title == "Stub 01_two"
+
+
+def test_a_folder_where_a_file_must_be_and_the_other_way_round_get_one_sentence(tmp_path):
+    root = copy_tree(tmp_path / "copy", keep=())
+    shutil.rmtree(root / "build", ignore_errors=True)
+    (root / "build").write_text("a file")
+    result = build(root, "--profile", "smoke")
+    assert result.returncode == 1
+    assert re.fullmatch(r"FAILED (File exists|Not a directory): \S+build\S*", result.output.strip())
+    (root / "build").unlink()
+    (root / "build" / "smoke" / ".lock").mkdir(parents=True)
+    result = build(root, "--profile", "smoke")
+    assert re.fullmatch(r"FAILED Is a directory: \S+\.lock", result.output.strip())
+
+
+def test_a_truncated_claims_file_is_named(tree):
+    path = tree / "build" / "smoke" / "claims" / "00_one.json"
+    path.write_text('{"chapter": "00_o')
+    result = build(tree, "--profile", "smoke", step="collect.py")
+    assert result.returncode == 1
+    assert re.search(r"^FAILED \S+00_one\.json is damaged", result.output)
 
 
 def test_unknown_parameters_and_profiles_get_one_sentence(tree):

@@ -71,6 +71,14 @@ def test_no_measured_number_is_typed_in_prose(chapter):
     assert re.findall(r".{0,30}\d\.\d.{0,10}", prose(chapter.text)) == []
 
 
+def test_no_norm_of_a_table_loses_its_bars():
+    """In a Markdown table a backslash before a bar is taken for an escaped bar: a norm must be written lVert."""
+    files = [*(ROOT / "notebooks").glob("*.md"), *(ROOT / "book").glob("*.md")]
+    rows = [line for file in files for line in file.read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 30
+    assert [row for row in rows if re.search(r"\$[^$]*\\\|[^$]*\$", row)] == []
+
+
 def test_the_search_for_typed_numbers_would_find_one():
     text = (
         "---\na: 0.1\n---\nrecall $0.5$ and `0.7` of {glue:text}`x:.3f`\n```{code-cell}\n0.9\n```\nbut also 0.83 here"

@@ -70,11 +70,20 @@ def test_seeds_are_run_once_counted_and_named(tree):
     assert second.stdout.startswith("2 runs of 1 chapters in smoke (2 are known)")
     assert "FAILED 00_one, seed 2: violated: k" in second.stdout
     assert "00_one/k is violated with seed 2" in second.stdout
-    assert "00_one fails with seed 3: ZeroDivisionError: division by zero (line 2 of notebooks/00_one.md" in second.stdout
+    assert (
+        "00_one fails with seed 3: ZeroDivisionError: division by zero (line 2 of notebooks/00_one.md" in second.stdout
+    )
     row = summary(tree)
     assert (row["seeds"], row["violated"], list(row["failed"])) == (4, {"k": [2]}, ["3"])
     assert row["forecasts"]["flips"] == {"hit": 2, "undecided": 0, "missed": 2}
     assert row["forecasts"]["steady"] == {"hit": 4, "undecided": 0, "missed": 0}
+    for file in (tree / "build" / "seeds").rglob("*.json"):
+        file.unlink()  # another machine, which has the summary only
+    third = build(tree, "--seeds", "5", step="seeds.py")
+    assert third.stdout.startswith("1 runs of 1 chapters in smoke (4 are known)")
+    row = summary(tree)
+    assert (row["seeds"], row["violated"], list(row["failed"])) == (5, {"k": [2]}, ["3"])
+    assert row["forecasts"]["flips"] == {"hit": 3, "undecided": 0, "missed": 2}
 
 
 def test_a_changed_chapter_starts_anew(tree):

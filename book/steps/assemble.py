@@ -17,7 +17,7 @@ import chapters
 import yaml
 
 BOOK = chapters.ROOT / "book"
-NOT_COPIED = ("_build", "steps", "vendor", "Snakefile", "reference_claims.json")
+NOT_COPIED = ("_build", "steps", "vendor", "Snakefile", "reference_claims.json", "seeds.json")
 
 # Jupyter Book puts its live-code helper on every page, twice, with the address of a foreign script. We do not use it.
 _THEBE = re.compile(
@@ -30,10 +30,10 @@ def gather(source: Path, build: Path, profile: str) -> None:
     shutil.copytree(BOOK, source, ignore=lambda folder, names: NOT_COPIED if Path(folder) == BOOK else ())
     shutil.copy(build / "book-pages" / "scoreboard.md", source / "scoreboard.md")
     (source / "notebooks").mkdir()
-    timings = json.loads((build / "timings.json").read_text(encoding="utf-8"))
+    timings = chapters.read_json(build / "timings.json")
     by_name = {timing["chapter"]: timing for timing in timings["chapters"]}
     for chapter in chapters.all_chapters():
-        notebook = json.loads((build / "notebooks" / f"{chapter.name}.ipynb").read_text(encoding="utf-8"))
+        notebook = chapters.read_json(build / "notebooks" / f"{chapter.name}.ipynb")
         notebook["cells"].append(rerun_cell(chapter, profile, notebook, by_name[chapter.name]))
         target = source / "notebooks" / f"{chapter.name}.ipynb"
         target.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
@@ -136,4 +136,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(chapters.guard(main))

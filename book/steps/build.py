@@ -6,8 +6,9 @@ python book/steps/build.py --profile standard --cores 2 [--notebook 01_counting]
 import argparse
 import contextlib
 import fcntl
-import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -35,14 +36,33 @@ def command(profile: str, cores: int, targets: list[str], force: list[str]) -> l
     ]  # fmt: skip
 
 
-def run(arguments: list[str], log: Path) -> tuple[int, list[str], int]:
+def environment(build: Path) -> dict[str, str]:
+    """What Snakemake and its jobs see: no profile of the reader's, and caches in a folder that can be written."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SNAKEMAKE_")}
+    cache = build.parent / ".cache"
+    return kept | {"XDG_CACHE_HOME": str(cache), "MPLCONFIGDIR": str(cache / "matplotlib")}
+
+
+def end_with_parent() -> None:
+    """In the child, on Linux: a build that is killed takes Snakemake with it, which then ends its jobs."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def run(arguments: list[str], log: Path, lock: int) -> tuple[int, list[str], int]:
     """Run Snakemake; its own words go to `log`, those of the steps to the screen.
 
+    It inherits the file descriptor `lock`: while it lives, even without us, no other build of the profile starts.
     Returns the exit status, the steps' failure messages and how many notebooks were executed.
     """
     start, done, failures, running = time.monotonic(), 0, [], False
     with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stream, text=True, cwd=chapters.ROOT)
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=stream, text=True, cwd=chapters.ROOT, env=environment(log.parent),
+            pass_fds=(lock,), preexec_fn=end_with_parent,
+        )  # fmt: skip
         try:
             for line in process.stdout:
                 line = line.rstrip()
@@ -81,7 +101,7 @@ def costs(profile: str) -> str:
         if not path.exists():
             lines.append(f"{chapter.name:32}{chapter.threads:8}{'not finished':>24}")
             continue
-        timing = json.loads(path.read_text(encoding="utf-8"))
+        timing = chapters.read_json(path)
         over = "  <- more than declared" if timing["core_seconds"] > timing["declared_core_seconds"] else ""
         lines.append(
             f"{chapter.name:32}{timing['threads']:8}{timing['wall_seconds']:10.1f}{timing['core_seconds']:14.1f}"
@@ -142,7 +162,7 @@ def main() -> int:
         print(f"Another build of the profile {profile} is running; waiting for it.", flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
     log = build / "snakemake.log"
-    status, failures, executed = run(command(profile, options.cores, targets, force), log)
+    status, failures, executed = run(command(profile, options.cores, targets, force), log, lock.fileno())
     if status:
         print(summary_of_failure(profile, failures, log))
         return 1
@@ -160,4 +180,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(chapters.guard(main))

@@ -5,6 +5,7 @@ Read by the Snakefile (so nothing heavy is imported here), by the other steps an
 
 import ast
 import hashlib
+import json
 import os
 import platform
 import re
@@ -87,6 +88,30 @@ def processor() -> str:
     widest = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "no avx")
     forced = [os.environ[key] for key in ("ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE") if os.environ.get(key)]
     return ", ".join([name, widest, *(f"forced to {value}" for value in forced)])
+
+
+def guard(main) -> int:
+    """Run a step's `main`: what it meets outside (folders, files, an interrupt) ends it with one sentence, status 1."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("\nInterrupted; what was finished is kept, and the next run goes on from there.", flush=True)
+        return 130
+    except BrokenPipeError:  # nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError) as error:
+        sentence = f"{error.strerror}: {error.filename}" if getattr(error, "filename", None) else str(error)
+        say(f"FAILED {' '.join(sentence.split())}")
+        return 1
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that another step wrote; ValueError that names the file if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and run the build again.") from None
 
 
 def say(line: str) -> None:
@@ -188,15 +213,33 @@ def load(name: str) -> Chapter:
     path = ROOT / "notebooks" / f"{name}.md"
     if not path.exists():
         raise ValueError(f"There is no notebook notebooks/{name}.md.")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte-order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}).") from None
     front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    declared = (yaml.safe_load(front[1]) or {}).get(PACKAGE) if front else None
+    try:
+        head = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 2}" if mark else ""
+        raise ValueError(
+            f"{path.name}{line}: the front matter is not YAML ({getattr(error, 'problem', error)})."
+        ) from None
+    declared = head.get(PACKAGE) if isinstance(head, dict) else None
     if not isinstance(declared, dict) or set(declared) != {"threads", "core_seconds", "models"}:
         raise ValueError(f"{path.name}: the front matter must declare prompt_memory: threads, core_seconds, models.")
-    if set(declared["core_seconds"]) != set(PROFILES):
+    threads, seconds, models = declared["threads"], declared["core_seconds"], declared["models"] or {}
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"{path.name}: threads must be a whole number from 1 on; got {threads!r}.")
+    if not isinstance(seconds, dict) or set(seconds) != set(PROFILES):
         raise ValueError(f"{path.name}: core_seconds must be declared for {', '.join(PROFILES)}.")
-    models = {profile: tuple((declared["models"] or {}).get(profile, ())) for profile in PROFILES}
-    return Chapter(name, int(declared["threads"]), declared["core_seconds"], models, text)
+    if not all(isinstance(value, int | float) and 0 < value < 1e9 for value in seconds.values()):
+        raise ValueError(f"{path.name}: core_seconds must be positive numbers; got {seconds}.")
+    if not isinstance(models, dict) or not all(isinstance(names or [], list) for names in models.values()):
+        raise ValueError(f"{path.name}: models must list names for each profile; got {models!r}.")
+    named = {profile: tuple(models.get(profile) or ()) for profile in PROFILES}
+    return Chapter(name, threads, seconds, named, text)
 
 
 def all_chapters() -> list[Chapter]:

@@ -6,7 +6,6 @@ the chapters that finished, writes no claims.json, and says which chapters are m
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from prompt_memory import claims
 
 def read_chapter(build: Path, name: str, profile: str) -> dict:
     """One chapter's claims file, checked."""
-    content = json.loads((build / "claims" / f"{name}.json").read_text(encoding="utf-8"))
+    content = chapters.read_json(build / "claims" / f"{name}.json")
     if (content["chapter"], content["profile"]) != (name, profile):
         raise ValueError(
             f"{name}: its claims say chapter {content['chapter']!r}, profile {content['profile']!r};"
@@ -198,13 +197,13 @@ def main() -> int:
         return 0
     timings = {
         "profile": options.profile,
-        "chapters": [json.loads((build / "timings" / f"{name}.json").read_text(encoding="utf-8")) for name in names],
+        "chapters": [chapters.read_json(build / "timings" / f"{name}.json") for name in names],
     }
     claims.write_json(build / "claims.json", everything)
     claims.write_json(build / "timings.json", timings)
     page = scoreboard(contents, options.profile, [], links=True) + LEGEND
     seeds = chapters.ROOT / "book" / "seeds.json"
-    page += seeds_tables(json.loads(seeds.read_text(encoding="utf-8")) if seeds.exists() else {})
+    page += seeds_tables(chapters.read_json(seeds) if seeds.exists() else {})
     page += timings_table(timings)
     (build / "book-pages").mkdir(exist_ok=True)
     (build / "book-pages" / "scoreboard.md").write_text(page, encoding="utf-8")
@@ -212,4 +211,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(chapters.guard(main))

@@ -9,7 +9,6 @@ anything differs, so that a reviewer sees it; `--accept` makes the present claim
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -98,13 +97,13 @@ def main() -> int:
         print(f"The reference holds the claims of profile standard: those of {options.profile} are not accepted.")
         return 2
     if options.accept:
-        claims.write_json(REFERENCE, json.loads(path.read_text(encoding="utf-8")) | {"processor": chapters.processor()})
+        claims.write_json(REFERENCE, chapters.read_json(path) | {"processor": chapters.processor()})
         print(f"{REFERENCE.relative_to(chapters.ROOT)} now holds the claims of profile {options.profile}.")
         return 0
     if not REFERENCE.exists():
         print("There is no reference yet: `make compare ACCEPT=1` makes the present claims the reference.")
         return 2
-    reference, content = (json.loads(file.read_text(encoding="utf-8")) for file in (REFERENCE, path))
+    reference, content = (chapters.read_json(file) for file in (REFERENCE, path))
     here, there = chapters.processor(), reference.get("processor")
     lines = differences(reference, content, same_processor=here == there)
     allowed = f"relative {RELATIVE:g}, absolute {ABSOLUTE:g}"
@@ -116,4 +115,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(chapters.guard(main))

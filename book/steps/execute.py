@@ -57,6 +57,8 @@ def run_kernel(chapter: chapters.Chapter, parameters: dict, output: Path, timeou
 
     os.environ |= dict.fromkeys(THREAD_VARIABLES, str(chapter.threads))
     os.environ |= {"PYTHONHASHSEED": "0", "JUPYTER_PREFER_ENV_PATH": "1"}
+    for name in ("MATPLOTLIBRC", "MPLBACKEND", "PYTHONSTARTUP"):  # a reader's habits must not change a result
+        os.environ.pop(name, None)
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # progress bars want a widget that is not used
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["IPYTHONDIR"] = scratch  # a user's start-up files must not change a result
@@ -64,6 +66,16 @@ def run_kernel(chapter: chapters.Chapter, parameters: dict, output: Path, timeou
             jupytext.reads(chapter.text, fmt="md:myst"), str(output), parameters=parameters, kernel_name="python3",
             cwd=str(chapters.ROOT), progress_bar=False, execution_timeout=timeout,
         )  # fmt: skip
+
+
+def check_every_cell_ran(path: Path) -> None:
+    """RuntimeError unless every code cell was completed: papermill takes `sys.exit(0)` in a cell for a good end."""
+    for number, cell in enumerate(cell for cell in chapters.read_json(path)["cells"] if cell["cell_type"] == "code"):
+        status = cell["metadata"].get("papermill", {}).get("status")
+        if "".join(cell["source"]).strip() and (status != "completed" or cell["execution_count"] is None):
+            raise RuntimeError(
+                f"the run ended before the end: cell {number + 1} was not executed (sys.exit in a cell?)"
+            )
 
 
 def hide_injected(path: Path) -> None:
@@ -141,6 +153,7 @@ def execute(chapter: chapters.Chapter, profile: str, extra: dict, timeout: int) 
     start, used = time.monotonic(), core_seconds()
     try:
         run_kernel(chapter, parameters, running["ipynb"], timeout)
+        check_every_cell_ran(running["ipynb"])
         if not running["claims.json"].exists():
             raise RuntimeError("it recorded no claims: make a Recorder with path=claims_path")
     except Exception as error:  # whatever it was, the reader gets one message and the half-executed notebook
@@ -207,4 +220,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(chapters.guard(main))

@@ -3,9 +3,10 @@
     python book/steps/seeds.py --profile smoke --seeds 100 [--chapter 03_dimension ...] [--cores 2] [--minutes 60]
 
 Each run is a fresh process that executes the chapter's code cells in order, without drawing; the libraries are loaded
-once. Every result is a file under build/seeds/, named after a digest of all that decides it, so that the command goes
-on where it was stopped and a chapter that changes starts anew. The summary, book/seeds.json, is committed and becomes a
-table of the scoreboard. Exit status 1 if a theorem claim is violated or a chapter fails under one of the seeds.
+once. Every result is a file under build/seeds/, named after a digest of all that decides it. The summary,
+book/seeds.json, is committed and becomes a table of the scoreboard. The command goes on where either of them ends, so
+on another machine, too; a chapter that changes starts anew. Exit status 1 if a theorem claim is violated or a chapter
+fails under one of the seeds.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import contextlib
 import datetime
 import importlib
 import io
-import json
 import multiprocessing
 import os
 import subprocess
@@ -91,12 +91,26 @@ def folder(chapter: chapters.Chapter, profile: str) -> Path:
 def finished(chapter: chapters.Chapter, profile: str, seeds: range) -> list[dict]:
     """The results there are, in the order of their seeds."""
     files = (folder(chapter, profile) / f"{seed}.json" for seed in seeds)
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    return [chapters.read_json(file) for file in files if file.exists()]
 
 
-def summarise(results: list[dict]) -> dict:
-    """How many runs, which claims were violated or runs failed with which seeds, and the verdicts of each forecast."""
-    violated, forecasts = {}, {}
+def recorded(chapter: chapters.Chapter, profile: str) -> dict:
+    """The row of book/seeds.json about the chapter as it is now; {} if there is none."""
+    summary = chapters.read_json(SUMMARY) if SUMMARY.exists() else {}
+    row = summary.get(profile, {}).get(chapter.name, {})
+    return row if row.get("digest") == chapter.digest() else {}
+
+
+def summarise(results: list[dict], earlier: dict) -> dict:
+    """How many runs, which claims were violated or runs failed with which seeds, and the verdicts of each forecast.
+
+    `earlier` is a row of the same chapter about the seeds 0 to `seeds` − 1, or {}; results of those are in it already.
+    """
+    count = earlier.get("seeds", 0)
+    results = [result for result in results if result["seed"] >= count]
+    violated = {key: list(found) for key, found in earlier.get("violated", {}).items()}
+    forecasts = {key: dict(counts) for key, counts in earlier.get("forecasts", {}).items()}
+    failed = earlier.get("failed", {}) | {str(result["seed"]): result["error"] for result in results if result["error"]}
     for result in results:
         for key, (kind, verdict) in result["claims"].items():
             if verdict == "violated":
@@ -104,17 +118,26 @@ def summarise(results: list[dict]) -> dict:
             if kind == "prediction":
                 counts = forecasts.setdefault(key, dict.fromkeys(("hit", "undecided", "missed"), 0))
                 counts[verdict] = counts.get(verdict, 0) + 1
-    kinds = [kind for kind, _ in results[-1]["claims"].values()]
+    theorems = [sum(kind == "theorem" for kind, _ in result["claims"].values()) for result in results]
+    seconds = sum(result["core_seconds"] for result in results)
     return {
-        "seeds": len(results),
-        "first": results[0]["seed"],
-        "last": results[-1]["seed"],
-        "theorem_claims": kinds.count("theorem"),
+        "seeds": count + len(results),
+        "theorem_claims": max([*theorems, earlier.get("theorem_claims", 0)]),
         "violated": violated,
-        "failed": {str(result["seed"]): result["error"] for result in results if result["error"]},
+        "failed": failed,
         "forecasts": forecasts,
-        "core_seconds": round(sum(result["core_seconds"] for result in results), 1),
+        "core_seconds": round(earlier.get("core_seconds", 0) + seconds, 1),
     }
+
+
+def gapless(results: list[dict], count: int) -> list[dict]:
+    """The results of the seeds from `count` on without a gap, so that a row says all with "seeds 0 to k − 1"."""
+    by_seed = {result["seed"]: result for result in results}
+    found = []
+    while count in by_seed:
+        found.append(by_seed[count])
+        count += 1
+    return found
 
 
 def commit() -> str:
@@ -127,14 +150,13 @@ def write_summary(profile: str, seeds: range) -> None:
     """Put what is finished for the present chapters into book/seeds.json; older rows stay until theirs is replaced."""
     from prompt_memory import claims
 
-    summary = json.loads(SUMMARY.read_text(encoding="utf-8")) if SUMMARY.exists() else {}
+    summary = chapters.read_json(SUMMARY) if SUMMARY.exists() else {}
     rows = summary.setdefault(profile, {})
     for chapter in chapters.all_chapters():
-        results = finished(chapter, profile, seeds)
-        old = rows.get(chapter.name, {})
-        same = old.get("digest") == chapter.digest()
-        if results and not (same and old["seeds"] >= len(results)):
-            rows[chapter.name] = summarise(results) | {
+        old = recorded(chapter, profile)
+        results = gapless(finished(chapter, profile, seeds), old.get("seeds", 0))
+        if results:
+            rows[chapter.name] = summarise(results, old) | {
                 "digest": chapter.digest(),
                 "commit": commit(),
                 "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -165,7 +187,7 @@ def run_all(jobs: list[tuple[chapters.Chapter, int]], profile: str, cores: int, 
                     troubles.append(f"{name}, seed {seed}: its process died (exit status {process.exitcode})")
                     chapters.say("FAILED " + troubles[-1])
                     continue
-                result = json.loads(path.read_text(encoding="utf-8"))
+                result = chapters.read_json(path)
                 violated = [key for key, (_, verdict) in result["claims"].items() if verdict == "violated"]
                 if violated or result["error"]:
                     troubles.append(f"{name}, seed {seed}: {result['error'] or 'violated: ' + ', '.join(violated)}")
@@ -221,13 +243,15 @@ def main() -> int:
         importlib.import_module(module)
     # Seed by seed: whenever it stops, every chapter has had about as many.
     jobs = [(chapter, seed) for seed in seeds for chapter in wanted
-            if not (folder(chapter, profile) / f"{seed}.json").exists()]  # fmt: skip
+            if seed >= recorded(chapter, profile).get("seeds", 0)
+            and not (folder(chapter, profile) / f"{seed}.json").exists()]  # fmt: skip
     known = len(wanted) * len(seeds) - len(jobs)
     chapters.say(f"{len(jobs)} runs of {len(wanted)} chapters in {profile} ({known} are known)")
     run_all(jobs, profile, options.cores, time.monotonic() + 60 * options.minutes)
     if not options.no_summary:
         write_summary(profile, seeds)
-    rows = [(chapter, summarise(results)) for chapter in wanted if (results := finished(chapter, profile, seeds))]
+    rows = [(chapter, summarise(finished(chapter, profile, seeds), recorded(chapter, profile))) for chapter in wanted]
+    rows = [(chapter, row) for chapter, row in rows if row["seeds"]]
     bad = [(chapter, row) for chapter, row in rows if row["violated"] or row["failed"]]
     for chapter, row in bad:
         for key, found in row["violated"].items():
@@ -241,4 +265,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(chapters.guard(main))

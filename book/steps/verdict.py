@@ -1,7 +1,6 @@
 """Fail the build if a theorem claim is violated, and show which; write the summary line otherwise."""
 
 import argparse
-import json
 import sys
 
 import chapters
@@ -14,7 +13,7 @@ def main() -> int:
     parser.add_argument("--profile", required=True, choices=chapters.PROFILES)
     options = parser.parse_args()
     build = chapters.ROOT / "build" / options.profile
-    verdicts = claims.Verdicts(json.loads((build / "claims.json").read_text(encoding="utf-8"))["claims"])
+    verdicts = claims.Verdicts(chapters.read_json(build / "claims.json")["claims"])
     violated = [claim for claim in verdicts.claims if claim["verdict"] == "violated"]
     if not violated:
         (build / "verdict.txt").write_text(verdicts.summary() + "\n", encoding="utf-8")
@@ -30,4 +29,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(chapters.guard(main))

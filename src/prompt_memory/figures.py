@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping
 
 import matplotlib
+import matplotlib.style
 from matplotlib.figure import Figure
 
 from prompt_memory.claims import power_of_ten, readable
@@ -81,7 +82,7 @@ def style(mode: str):
     settings |= dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), text)
     before, _Palette.mode = _Palette.mode, mode
     try:
-        with matplotlib.rc_context(settings):
+        with matplotlib.style.context(settings, after_reset=True):  # a reader's matplotlibrc changes no picture
             yield
     finally:
         _Palette.mode = before
