@@ -97,7 +97,11 @@ class Pilot(NamedTuple):
     @property
     def bits(self) -> float:
         """Bits retained at the mean recall, a trained number."""
-        return adapters.retained_bits(self.recall, self.keys, 1, LETTERS) / self.numbers
+        return self.bits_of(len(self.recalls))
+
+    def bits_of(self, tables: int) -> float:
+        """The same for the first so many tables: runs are compared on the tables that all of them have."""
+        return adapters.retained_bits(sum(self.recalls[:tables]) / tables, self.keys, 1, LETTERS) / self.numbers
 
 
 def read() -> list[Pilot]:
@@ -115,14 +119,17 @@ def read() -> list[Pilot]:
 
 
 def chosen(tuning: Tuning) -> Pilot:
-    """The settings of a tuning: those of the pilot run of `STEPS` steps that retained most bits, recall below `FULL`.
+    """The settings of a tuning: the pilot run of `STEPS` steps that retained most, its recall below `FULL`.
+
+    Runs are compared on the seeds that all of them have.
 
     ValueError if there was none.
     """
     tried = [pilot for pilot in read() if pilot.tuning == tuning and pilot.steps == STEPS and pilot.recall < FULL]
     if not tried:
         raise ValueError(f"there is no pilot run of {STEPS} steps with a recall below {FULL} for {tuning}")
-    return max(tried, key=lambda pilot: pilot.bits)
+    common = min(len(pilot.recalls) for pilot in tried)
+    return max(tried, key=lambda pilot: pilot.bits_of(common))
 
 
 def curve(tuning: Tuning) -> list[Pilot]:
