@@ -55,6 +55,7 @@ def test_mimo_bits_of_independent_levels():
         (lambda: bounds.source_ceiling(np.log2([0.5, 0.4]), 1), "add up to one"),
         (lambda: bounds.mimo_bits(np.array([-1.0]), 1, 1), "singular values"),
         (lambda: measure.n50(np.array([])), "at least one string"),
+        (lambda: measure.half_length(np.array([])), "at least one string"),
     ],
 )
 def test_bad_input_gets_a_sentence(call, sentence):
@@ -95,6 +96,52 @@ def test_half_crossing_is_the_critical_length_of_the_bound_and_never_later_below
         assert measure.half_crossing(below) <= critical + 1e-12
 
 
+@pytest.mark.parametrize(("bits", "V"), [(6, 27), (10, 27), (16, 27), (8, 96), (14, 96)])
+def test_the_theorem_bounds_the_half_length_of_a_perfect_code_and_not_its_logistic_centre(bits, V):
+    n = np.arange(12)
+    fractions = np.minimum(1, 2.0**bits * V ** -n.astype(float))  # as many strings as prompts
+    lengths = np.repeat(n, np.round(20_000 * (fractions - np.append(fractions[1:], 0))).astype(int))
+    critical = bounds.critical_length(bits, V)
+    assert 0.85 * critical < measure.half_length(lengths) <= critical + 1e-3
+    assert measure.n50(lengths) > measure.half_length(lengths)
+    if (bits, V) == (10, 27):
+        assert measure.n50(lengths) > 1.15 * critical
+
+
+def test_half_length_of_samples():
+    assert measure.half_length([0] * 5 + [1] * 5) == 1  # half of them, exactly
+    assert measure.half_length([0] * 9) == pytest.approx(1 / math.log2(18))  # half a string of nine is left
+    assert measure.half_length([4] * 9) == pytest.approx(4 + 1 / math.log2(18))
+    assert measure.half_length([4] * 9, 4) == math.inf
+    assert measure.half_length([4] * 3 + [3] * 6, 4) == pytest.approx(3 + 1 / math.log2(3))
+    assert measure.half_length([4] * 3 + [3] * 6, 9) == measure.half_length([4] * 3 + [3] * 6)
+    skewed = 4 + np.random.default_rng(0).geometric(0.2, 20_000)  # Pr[length >= n] = 0.8^{n − 5}
+    assert measure.half_length(skewed) == pytest.approx(5 + math.log(2) / math.log(1.25), abs=0.1)
+    assert measure.n50(skewed) == pytest.approx(8.85, abs=0.15)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_set_of_prompts_reaches_surprising_beginnings_more_often_than_the_excess_allows(seed):
+    """Theorem 4, part 3, by brute force: any 2^B strings of a source of all strings of five letters."""
+    random = np.random.default_rng(seed)
+    V, N, bits = 3, 5, 3
+    strings = np.array(list(itertools.product(range(V), repeat=N)))
+    source = random.dirichlet(np.full(V**N, 0.3))
+    surprise = np.array([[-np.log2(source[(strings[:, :n] == t[:n]).all(1)].sum()) for n in range(1, N + 1)]
+                         for t in strings])  # fmt: skip
+    for accessible in (random.choice(V**N, 2**bits, replace=False), np.argsort(source)[-(2**bits) :]):
+        reach = np.zeros((V**N, N), dtype=bool)  # is this beginning of the string one of an accessible string?
+        for i in accessible:
+            reach |= (strings == strings[i]).cumprod(1).astype(bool)
+        assert source[reach[:, -1]].sum() <= bounds.source_ceiling(np.log2(source), bits) + 1e-12
+        for s in np.linspace(0, 4, 9):
+            broken = (reach & (surprise > bits + s)).any(1)
+            assert source[broken].sum() <= 2**-s + 1e-12
+    # strings of equal probability: one prompt each attains it as the excess approaches their surprise
+    s = N * math.log2(V) - bits
+    assert 2**bits * V**-N == pytest.approx(2**-s)
+
+
 def test_first_occurrences_count_the_rows_of_every_beginning_of_a_table():
     table = np.random.default_rng(2).integers(0, 3, size=(200, 3)).astype(np.uint8)
     rows, first = measure.first_occurrences(table)
@@ -117,7 +164,8 @@ def test_sampled_strings_come_with_their_probability(model):
     for pair, p in probability.items():
         rows = (strings == torch.tensor(pair)).all(1)
         assert float(rows.double().mean()) == pytest.approx(p, abs=5 * math.sqrt(p / 4000) + 1e-3)
-        assert torch.allclose(log2[rows].exp2(), torch.tensor(p).double(), rtol=1e-4)
+        assert torch.allclose(log2[rows, 1].exp2(), torch.tensor(p).double(), rtol=1e-4)
+        assert torch.allclose(log2[rows, 0].exp2(), logits[0].softmax(-1)[pair[0]].double(), rtol=1e-4)
 
 
 def test_every_allowed_prompt_decoded_counts_no_more_strings_than_prompts(model):

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_memory import bounds, measure, tasks
+from prompt_memory import bounds, measure, tasks, witness
 from prompt_memory.transformer import TransformerConfig
 
 torch.set_num_threads(1)
@@ -283,6 +283,131 @@ def test_everything_can_be_recalled_with_enough_bits():
         assert bounds.recall_tail_bits(2.0 * n * math.log2(q), n, q, 1.0) == 0
 
 
+# --- many labelings, other labels, extremes ------------------------------------------------------------------------
+
+
+def total_hits(codebook, n, q, samples):
+    """The distribution of the best hits of `samples` labelings together, all q^(n·samples) of them counted."""
+    counts = Counter(agreements(codebook, n, q).tolist())
+    totals = Counter({0: 1})
+    for _ in range(samples):
+        added = Counter()
+        for (total, ways), (hits, more) in itertools.product(totals.items(), counts.items()):
+            added[total + hits] += ways * more
+        totals = added
+    return totals
+
+
+@pytest.mark.parametrize("name", CODEBOOKS)
+@pytest.mark.parametrize("samples", [1, 3, 12])
+def test_the_mean_recall_of_many_labelings_stays_below_its_quantile(name, samples):
+    codebook, q = CODEBOOKS[name]
+    n = codebook.shape[1]
+    bits = math.log2(len(np.unique(codebook, axis=0)))
+    totals = total_hits(codebook, n, q, samples)
+    for log2_probability in (-0.1, -1.0, -5.0, -20.0, -60.0):
+        quantile = bounds.mean_recall_quantile(bits, n, q, samples, log2_probability)
+        above = sum(ways for total, ways in totals.items() if total / (n * samples) > quantile + 1e-12)
+        assert Fraction(above, q ** (n * samples)) <= 2**log2_probability
+
+
+def test_the_quantile_of_a_mean_is_that_of_one_labeling_and_tends_to_the_ceiling():
+    for bits, n, q in ((0, 10, 2), (3, 12, 2), (16, 64, 2), (5, 9, 3)):
+        one = bounds.mean_recall_quantile(bits, n, q, 1, -33.0)
+        assert one == bounds.recall_quantile(bits, n, q, -33.0)
+        few, many = (bounds.mean_recall_quantile(bits, n, q, samples, -33.0) for samples in (30, 30_000))
+        ceiling = bounds.best_recall_ceiling(bits, n, q)
+        assert ceiling < many < few <= one
+        assert many - ceiling < 0.01
+        # as one code of S·bits bits on S·n labels, the other limit
+        assert few <= bounds.recall_quantile(30 * bits, 30 * n, q, -33.0)
+
+
+@quick
+@given(data=st.data(), n=st.integers(1, 5), words=st.integers(1, 12), q=st.integers(2, 3))
+def test_labels_with_other_probabilities(data, n, words, q):
+    """Independent labels, each with its own distribution: every labeling is weighed with its probability."""
+    weights = st.lists(st.integers(0, 5), min_size=q, max_size=q).filter(any)
+    shares = [[Fraction(weight, sum(row)) for weight in row] for row in (data.draw(weights) for _ in range(n))]
+    chances = [float(max(row)) for row in shares]
+    answers = st.lists(st.integers(0, q - 1), min_size=n, max_size=n)
+    codebook = np.array(data.draw(st.lists(answers, min_size=words, max_size=words)))
+    bits = math.log2(len(np.unique(codebook, axis=0)))
+    recalled, tail = np.zeros(n), np.zeros(n + 1)
+    for labels in itertools.product(range(q), repeat=n):
+        probability = float(math.prod(row[label] for row, label in zip(shares, labels, strict=True)))
+        right = codebook == np.array(labels)
+        best = right[right.sum(1).argmax()]
+        recalled += probability * best
+        tail[: best.sum() + 1] += probability
+    spent = sum(bounds.binary_divergence(min(1.0, a), p) for a, p in zip(recalled, chances, strict=True))
+    assert spent <= bits + 1e-9
+    for k in range(n + 1):
+        assert tail[k] <= 2 ** bounds.independent_tail_bits(bits, chances, k) + 1e-9
+
+
+def test_the_bounds_for_other_labels_are_attained():
+    # one answer for all: it recalls every label with its chance, and the number of hits is the sum of the coins
+    chances = [0.5, 0.9, 0.3, 1.0]
+    coins = list(itertools.product((0, 1), repeat=4))
+    weights = [math.prod(p if hit else 1 - p for p, hit in zip(chances, each, strict=True)) for each in coins]
+    for k in range(5):
+        exact = sum(weight for weight, each in zip(weights, coins, strict=True) if sum(each) >= k)
+        assert 2 ** bounds.independent_tail_bits(0, chances, k) == pytest.approx(exact, rel=1e-12)
+    # half of the labels known for sure: each costs −log2 of its chance
+    assert 3 * bounds.binary_divergence(1.0, 0.25) == 6
+    assert bounds.binary_divergence(0.2, 0.4) == bounds.binary_divergence(1.0, 1.0) == 0
+
+
+@quick
+@given(q=CLASSES, n=st.integers(1, 200), bits=st.floats(0, 300), data=st.data())
+def test_uniform_labels_are_a_special_case(q, n, bits, data):
+    hits = data.draw(st.integers(0, n))
+    uniform = bounds.recall_tail_bits(bits, n, q, hits / n)
+    assert bounds.independent_tail_bits(bits, [1 / q] * n, hits) == pytest.approx(uniform, abs=1e-9)
+    recall = data.draw(FRACTIONS)
+    assert bounds.binary_divergence(recall, 1 / q) == pytest.approx(bounds.rate(1 - recall, q), abs=1e-12)
+
+
+@quick
+@given(a=FRACTIONS, b=FRACTIONS, p=st.floats(0.01, 1), r=st.floats(0.01, 1), share=FRACTIONS)
+def test_the_divergence_is_jointly_convex(a, b, p, r, share):
+    mixed = bounds.binary_divergence(share * a + (1 - share) * b, share * p + (1 - share) * r)
+    assert mixed <= share * bounds.binary_divergence(a, p) + (1 - share) * bounds.binary_divergence(b, r) + 1e-12
+
+
+@pytest.mark.parametrize("q", [2, 3, 50257])
+@pytest.mark.parametrize("advantage", [1e-12, 1e-9, 1e-7])
+def test_the_rate_near_chance_does_not_cancel(q, advantage):
+    """Against the power series of (1 + x) ln(1 + x) − x in fractions, at x = qδ and at −qδ/(q − 1)."""
+    u = Fraction(advantage) * q
+    series = [sum((-x) ** k / (k * (k - 1)) for k in range(2, 12)) for x in (u, -u / (q - 1))]
+    wanted = float(series[0] + (q - 1) * series[1]) / q / math.log(2)
+    assert bounds._rate_above_chance(advantage, q) == pytest.approx(wanted, rel=1e-12)
+    assert bounds.rate(0.5 - 2**-53, 2) == pytest.approx(2 * 4.0**-53 / math.log(2))
+
+
+def test_the_tail_of_very_many_labels_is_a_bound_still():
+    for n in (10**12, 10**13, 10**15, 10**17):
+        recall = 0.5 + 20 / math.sqrt(n)
+        tail = bounds.recall_tail_bits(5.0, n, 2, recall)
+        # 40 standard deviations: log2 Φ(−40) = −1160.8, and the closed form is −(40²/2)/ln 2 = −1154.2
+        assert -1161 + 5 <= tail <= -1154 + 5
+
+
+@pytest.mark.parametrize(("n", "k"), [(250_000, 120_000), (10**7, 150_000)])
+def test_large_binomials_agree_with_gamma_functions(n, k):
+    exact = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    assert bounds._log2_binomial(n, k) == pytest.approx(exact, rel=1e-12)
+
+
+def test_large_binomials_continue_the_small_ones():
+    for v in (2**17, 2**40, 2**2000):
+        below, above = (bounds._log2_binomial(v + m - 1, m) for m in (10**5, 10**5 + 1))
+        assert above - below == pytest.approx(math.log2(v + 10**5) - math.log2(10**5 + 1), rel=1e-3)
+    assert bounds.multiset_bits(1, 10**9, 32) > bounds.multiset_bits(1, 10**9 - 1, 32)
+
+
 # --- effective dimension -------------------------------------------------------------------------------------------
 
 
@@ -464,6 +589,101 @@ def test_a_wide_key_needs_more_queries_than_the_count_of_outputs_suggests():
         assert_rank(rank, config, 1, "prefix", n=n)
 
 
+@pytest.mark.parametrize("positions", ["none", "learned", "rotary"])
+def test_few_outputs_of_one_plain_layer_show_fewer_coordinates(positions):
+    rng, smaller = random.Random(3), 0
+    for seed in range(40):
+        d, heads = rng.randint(1, 9), rng.choice([1, 1, 2])
+        config = TransformerConfig(
+            d=d, q=rng.randint(1, min(d, 3)), heads=heads, d_k=2, d_v=rng.randint(1, 6), positions=positions
+        )
+        m = rng.randint(1, 3)
+        wanted = m * min(d, heads * (min(2, d) + min(config.d_v, config.q)))
+        assert bounds.effective_dimension(config, m) == wanted
+        smaller += wanted < bounds.effective_dimension(config, m, rank_checked=True)
+        n, generator = 2 * d * m + 8, torch.Generator().manual_seed(seed)
+        assert witness.generic_rank(config, m, n, enough=wanted, draws=10, generator=generator).rank == wanted
+    assert smaller >= 5
+
+
+def test_few_outputs_are_refused_unless_they_are_enough_or_checked():
+    deep = replace(WIDE, depth=2, q=2)
+    with pytest.raises(ValueError, match="with q = 2 outputs, fewer than the 5 that a query has"):
+        bounds.effective_dimension(deep, 2)
+    assert bounds.effective_dimension(deep, 2, rank_checked=True) == 10
+    assert bounds.effective_dimension(replace(deep, norm="layer", q=4), 2) == 8
+    for q in (1, 3, 9):  # without own tokens and with a fixed token all queries return one vector
+        assert bounds.effective_dimension(replace(WIDE, q=q), 4, read="fixed", own_token=False) == min(q, 5)
+        assert_rank(min(q, 5), replace(WIDE, q=q), 4, "soft", "fixed", False)
+
+
+def test_as_many_outputs_as_a_query_has_lose_nothing():
+    rng, measured = random.Random(4), 0
+    for seed in range(120):
+        config, m, (tuning, read, own_token) = random_architecture(rng)
+        outputs = bounds.outputs_per_query(config)
+        if not 1 <= outputs < config.d or config.activation != "gelu" or config.norm == "none":
+            continue
+        config = replace(config, q=outputs)
+        try:
+            wanted = bounds.effective_dimension(config, m, tuning=tuning, read=read, own_token=own_token)
+        except ValueError:
+            continue
+        measured += 1
+        assert_rank(wanted, config, m, tuning, read, own_token, seed=seed)
+    assert measured >= 10
+
+
+def test_the_ceiling_of_the_table_is_above_the_count_and_mostly_the_count():
+    rng, seen = random.Random(5), Counter()
+    for _ in range(600):
+        config, m, (tuning, read, own_token) = random_architecture(rng)
+        options = dict(tuning=tuning, read=read, own_token=own_token)
+        try:
+            count = bounds.effective_dimension(config, m, **options)
+        except ValueError:
+            with pytest.raises(ValueError, match="established"):
+                bounds.dimension_ceiling(config, m, **options)
+            continue
+        ceiling = bounds.dimension_ceiling(config, m, **options)
+        assert count <= ceiling
+        seen[count == ceiling] += 1
+    assert seen[True] > 2 * seen[False] > 0
+
+
+def test_the_table_of_part_3_line_by_line():
+    at = bounds.dimension_ceiling
+    assert at(WIDE, 2) == 10
+    assert at(replace(WIDE, norm="rms", norm_eps=0.0), 2) == 8
+    assert at(replace(WIDE, norm="layer", norm_eps=0.0), 2) == 6
+    assert at(replace(WIDE, norm="layer", norm_eps=0.0, depth=2), 2) == at(replace(WIDE, norm="layer"), 2) == 8
+    assert at(replace(WIDE, heads=1, d_k=1, d_v=2), 3) == 9
+    assert at(replace(WIDE, heads=1, d_k=1, d_v=1, depth=2, causal=True), 3) == 12
+    assert at(WIDE, 3, tuning="prefix") == 36
+    assert at(WIDE, 3, tuning="prefix", own_token=False) == 30
+    assert at(WIDE, 9, read="fixed") == at(WIDE, 9, tuning="prefix", read="fixed") == 8
+
+
+def test_a_random_target_is_rarely_near_a_curve():
+    """One coordinate, two outputs: p ↦ (Λp, triangle wave of slope Λ) for |p| <= 1."""
+    lipschitz, rng = 3.0, np.random.default_rng(0)
+    p = np.linspace(-1, 1, 3001)
+    curve = np.stack([lipschitz * p, np.abs((lipschitz * p + 1) % 4 - 2) - 1], 1)
+    targets = rng.uniform(-1, 1, (1000, 2))
+    distance = np.full(len(targets), np.inf)
+    for part in np.array_split(curve, 20):
+        distance = np.minimum(distance, np.abs(targets[:, None] - part).max(-1).min(1))
+    for eps in (0.3, 0.1, 0.03, 0.01):
+        bound = 2 ** bounds.within_log2_probability(1, 1, 1.0, lipschitz, eps, 2)
+        assert (distance <= eps - 1e-3).mean() <= bound
+        assert bound == pytest.approx(min(1, (1 + 2 * lipschitz / eps) * (2 * eps) ** 2))
+    falls = [bounds.within_log2_probability(2, 3, 1.0, 5.0, 2.0**-k, 9) for k in (30, 31)]
+    assert falls[0] - falls[1] == pytest.approx(9 - 6, abs=1e-6)
+    assert bounds.within_log2_probability(2, 3, 1.0, 0.0, 0.25, 4) == -4
+    assert bounds.within_log2_probability(2, 3, 1.0, 5.0, 0.9, 4) == 0
+    assert type(bounds.within_log2_probability(2, 3, 1.0, 5.0, 0.9, 4)) is float
+
+
 def test_outputs_per_query():
     config = TransformerConfig(d=6, q=9, d_k=2, d_v=8)
     assert bounds.outputs_per_query(config) == 6
@@ -539,9 +759,25 @@ NAN = math.nan
         (lambda: bounds.pinsker_recall_ceiling(-1, 2, 2), "bits must be"),
         (lambda: bounds.pinsker_recall_ceiling(1, 0, 2), "n must be"),
         (lambda: bounds.pinsker_recall_ceiling(1, 2, 1), "q, the number of classes"),
+        (lambda: bounds.best_recall_ceiling(5, 10**8, 2), "n = 100000000 exceeds ten million"),
+        (lambda: bounds.mean_recall_quantile(5, 10, 2, 0, -1.0), "samples must be an integer >= 1"),
+        (lambda: bounds.mean_recall_quantile(5, 10, 2, 3, 0.0), "log2_probability must be a number < 0"),
+        (lambda: bounds.mean_recall_quantile(5, 10, 2, 3, -math.inf), "log2_probability must be a number < 0"),
+        (lambda: bounds.binary_divergence(1.5, 0.5), "recall must be a probability"),
+        (lambda: bounds.binary_divergence(0.5, NAN), "chance must be a probability, not nan"),
+        (lambda: bounds.binary_divergence(0.5, 0), "chance must be above 0"),
+        (lambda: bounds.independent_tail_bits(-1, [0.5], 1), "bits must be"),
+        (lambda: bounds.independent_tail_bits(1, [], 0), "1 to 20,000 probabilities"),
+        (lambda: bounds.independent_tail_bits(1, [0.5, NAN], 0), "1 to 20,000 probabilities"),
+        (lambda: bounds.independent_tail_bits(1, [0.5], 2), "hits must be at most 1"),
         (lambda: bounds.effective_dimension(WIDE, 0), "m must be an integer >= 1, not 0"),
         (lambda: bounds.effective_dimension(WIDE, 1, tuning="lora"), "tuning must be one of soft, prefix, not 'lora'"),
         (lambda: bounds.effective_dimension(WIDE, 1, read="last"), "read must be one of fixed, moving, not 'last'"),
+        (lambda: bounds.within_log2_probability(1, 1, 1.0, 1.0, 0.0, 1), "eps must be a finite number > 0"),
+        (lambda: bounds.within_log2_probability(1, 1, -1.0, 1.0, 0.1, 1), "radius must be a finite number >= 0"),
+        (lambda: bounds.within_log2_probability(1, 1, 1.0, NAN, 0.1, 1), "lipschitz must be a finite number >= 0"),
+        (lambda: bounds.within_log2_probability(1, 1, 1.0, 1.0, 0.1, 0), "numbers must be an integer >= 1"),
+        (lambda: bounds.dimension_ceiling(WIDE, 0), "m must be an integer >= 1, not 0"),
         (lambda: bounds.effective_dimension(NARROW, 2), "heads so narrow"),
         (lambda: bounds.effective_dimension(NARROW, 2, own_token=False), "without own tokens"),
         (lambda: bounds.effective_dimension(NARROW, 2, tuning="prefix", own_token=False), "only for mlp >= d"),
@@ -572,3 +808,20 @@ def test_the_recall_quantile_is_the_last_recall_that_is_not_too_rare(bits, n, q)
     assert k == n or bounds.recall_tail_bits(bits, n, q, (k + 1) / n) <= -10
     with pytest.raises(ValueError, match="log2_probability must be a number < 0"):
         bounds.recall_quantile(bits, n, q, 0.5)
+
+
+@pytest.mark.parametrize("norm", ["none", "rms", "layer"])
+@pytest.mark.parametrize(("depth", "heads", "width"), [(1, 1, 1), (1, 2, 3), (2, 1, 1), (3, 2, 2)])
+def test_visible_coordinates_are_what_theorem_3_counts_where_layers_are_alike(norm, depth, heads, width):
+    for d in (2, 5, 9, 40):
+        narrow = min(width, d - 1)
+        config = TransformerConfig(d=d, q=d, depth=depth, heads=heads, d_k=narrow, d_v=narrow, mlp=d, norm=norm,
+                                   norm_eps=1e-5, causal=True, positions="none")  # fmt: skip
+        cached = depth * heads * (config.d_k + config.d_v)
+        found = bounds.visible_coordinates(d - (norm == "layer"), cached, 3)
+        assert found == bounds.effective_dimension(config, 3)
+    assert bounds.visible_coordinates(7, None, 2) == 14
+    assert bounds.visible_coordinates(0, 4, 2) == 0
+    for wrong in ((-1, 3, 1), (3, -1, 1), (3, 3, 0), (3.0, 3, 1)):
+        with pytest.raises(ValueError, match="must be an integer"):
+            bounds.visible_coordinates(*wrong)

@@ -250,15 +250,16 @@ def test_bad_input():
         compress.caratheodory(tokens, queries, A, V[:, :0])
 
 
-def test_memory_does_not_grow_with_the_prompt():
+@pytest.mark.parametrize("own", [0.0, 1.0])
+def test_memory_does_not_grow_with_the_prompt(own):
     peaks = []
-    for m in (8192, 40000):
-        arrays = instance(m, 8, 2, 4)
+    for m in (16384, 163840):
+        arrays, weights = instance(m, 1, 1, 1, d=2), np.full(m, 0.5) if own else None
         tracemalloc.start()
-        compress.caratheodory(*arrays, block=500)
+        compress.caratheodory(*arrays, weights=weights, own=own, block=4096)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 32000 * 8 * 8  # a few numbers a token; all its conditions would be 64 of them
+    assert peaks[1] - peaks[0] < 163840 / 10  # not a tenth of a byte a token
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -16,6 +16,7 @@ import tokenizers
 import torch
 import transformers
 from safetensors.numpy import load_file
+from safetensors.torch import save as to_bytes
 from safetensors.torch import save_file
 
 from prompt_memory import cli, compress, tune
@@ -63,18 +64,31 @@ def test_budget_as_a_program(config):
     content = json.loads(data.stdout)
     assert content["bounds"]["counting"]["bits"] == 245760
     assert content["bounds"]["resolution"]["bits"] == pytest.approx(20 * 768 * np.log2(61))
-    assert content["smallest"] == "resolution"
-    wrong = command("budget", "--model", config, "--prompt-length", 0)
+    assert content["smallest"] == "counting_in_radius"  # strings told apart at eps are not all strings
+    assert content["bounds"]["resolution"]["bits"] < content["bounds"]["counting_in_radius"]["bits"]
+    wrong = command("budget", "--model", "Pythia-160M", "--prompt-length", 0)
     assert wrong.returncode == 2
     assert wrong.stderr == "prompt-memory budget: prompt_length must be an integer >= 1, not 0\n"
 
 
-def test_the_budget_needs_no_torch(config):
+def test_the_budget_of_a_published_model_needs_no_torch():
     code = "import sys; from prompt_memory import cli; " + (
-        f"status = cli.main(['budget', '--model', {str(config)!r}, '--prompt-length', '1']); "
+        "status = cli.main(['budget', '--model', 'Pythia-160M', '--prompt-length', '1']); "
         "sys.exit(status or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_the_table_says_what_a_number_rests_on(capsys):
+    arguments = ["budget", "--model", "Gemma-3-270M", "--prompt-length", "3", "--eps", "1e-3", "--logit-range", "10"]
+    assert cli.main(arguments) == 0
+    table = capsys.readouterr().out
+    assert "window 512" in table
+    assert "told apart at eps: strings for which prompts at least eps apart can be chosen" in table
+    assert "smallest bound on a soft prompt: soft prompt, numbers within the radius" in table
+    assert ", given radius" in table
+    assert cli.main([*arguments[:5]]) == 0
+    assert "told apart at eps: strings" not in capsys.readouterr().out
 
 
 def test_every_json_number_is_json(capsys):
@@ -200,6 +214,24 @@ def test_compress_by_moments(prompt, tmp_path):
     assert kept.T @ (weights[:, None] * kept) == pytest.approx(prompt["tokens"].T @ prompt["tokens"] / 200, abs=1e-11)
 
 
+def test_compress_says_beforehand_when_nothing_can_be_saved(tmp_path, capsys):
+    random = np.random.default_rng(1)
+    wide, flat = random.normal(size=(100, 768)), random.normal(size=(12, 4)) @ random.normal(size=(4, 768))
+    for name, tokens, degree, warned, kept in (
+        ("wide", wide, 1, "nothing can be saved", 100),
+        ("flat", flat, 2, "at degree 2 up to 15 are needed", 12),
+        ("flat", flat, 1, "", 5),
+    ):
+        np.save(tmp_path / f"{name}.npy", tokens)
+        arguments = ["compress", f"--tokens={tmp_path}/{name}.npy", f"--degree={degree}", "--force"]
+        assert cli.main([*arguments, f"--output={tmp_path}/out.npz"]) == 0
+        told = capsys.readouterr()
+        assert warned in told.err
+        assert bool(warned) == bool(told.err)
+        assert f"{kept} of {len(tokens)} tokens" in told.out
+        assert "ln w" in told.out
+
+
 def test_compress_for_queries(prompt, tmp_path, capsys):
     save_file({"p": torch.from_numpy(prompt["tokens"])[None], "other": torch.zeros(1)}, tmp_path / "t.safetensors")
     files = [f"--{option}={tmp_path / name}.npy" for option, name in (("queries", "q"), ("A", "A"), ("V", "V"))]
@@ -245,7 +277,7 @@ def test_bad_input_to_compress_is_one_sentence(prompt, tmp_path, capsys):
     assert "FILE:NAME" in sentence(f"--tokens={tmp_path}/two.safetensors", "--degree=1")
     assert "holds no c" in sentence(f"--tokens={tmp_path}/two.safetensors:c", "--degree=1")
     assert "degree" in sentence(tokens, "--degree=-1")
-    assert "moments are too many" in sentence(tokens, "--degree=40")
+    assert "moments are too many" in sentence(tokens, "--degree=4000")
     assert "does not exist" in refused(capsys, "compress", tokens, "--degree=1", f"--output={tmp_path}/no/out.npz")
     (tmp_path / "folder.npz").mkdir()
     assert "is a folder" in refused(capsys, "compress", tokens, "--degree=1", "--force",
@@ -392,9 +424,77 @@ def test_a_folder_holds_one_sweep(checkpoint, tmp_path, capsys):
     assert (tmp_path / "cram.csv").read_text() == table
     assert cli.main(sweep(checkpoint, tmp_path, "--quiet", "--m", "1", "2", "3")) == 0  # more lengths may be added
     assert (tmp_path / "cram.csv").read_text().startswith(table)
+    capsys.readouterr()
+    text, weights = checkpoint / "text.txt", checkpoint / "model.safetensors"
+    for path, words in ((text, "another text than"), (weights, "other weights than")):
+        before = path.read_bytes()
+        if path == text:
+            path.write_text(TEXT[::-1])
+        else:
+            changed = {name: torch.from_numpy(weight + 1) for name, weight in load_file(path).items()}
+            path.write_bytes(to_bytes(changed, {"format": "pt"}))
+        table, left = (tmp_path / "cram.csv").read_bytes(), (tmp_path / "settings.json").read_bytes()
+        assert words in refused(capsys, *sweep(checkpoint, tmp_path, "--m", 1, 2, 3))
+        assert (tmp_path / "cram.csv").read_bytes() == table
+        assert (tmp_path / "settings.json").read_bytes() == left
+        path.write_bytes(before)
+    options = cli.parser().parse_args(sweep(checkpoint, tmp_path))
+    digests = {name: value for name, value in json.loads(left).items() if name.endswith("_digest")}
+    options.m = json.loads(left)["m"]
+    for threads, words in ((1, ""), (7, "were found with 1 threads and are computed again with 7"), (7, "")):
+        cli._claim_folder(options, **digests, threads=threads)
+        said = capsys.readouterr().err
+        assert words in said
+        assert bool(words) == bool(said)
     (tmp_path / "settings.json").write_text("{")
     capsys.readouterr()
     assert "settings.json is damaged" in refused(capsys, *sweep(checkpoint, tmp_path))
+
+
+def test_the_length_of_strings_comes_from_the_model(checkpoint, tmp_path, capsys, monkeypatch):
+    """As many tokens as bits allow, cut at the model's positions and at the text; kept when lengths are added."""
+    import dataclasses
+
+    from prompt_memory import hf
+
+    config = hf.load(checkpoint).config
+    assert cli._longest(config, 1, 1, 6, None) == 2  # 8 bits and log2(27) = 4.75 bits a token: 9/4.75 = 1.9
+    assert cli._longest(config, 1, 32, 6, None) == 24  # positions
+    assert cli._longest(config, 2, 32, 6, range(60)) == 10  # text
+    real = dataclasses.replace(config, d=768, q=50304, context=2048, positions="computed")
+    assert cli._longest(real, 4, 16, 6, None) == 1600
+    assert cli._longest(real, 4, 4, 6, None) == 787  # (4 · 768 · 4 + 1)/log2(50304)
+
+    found = []
+    monkeypatch.setattr(tune, "longest_prefix", lambda model, strings, m, progress, **_: found.append(strings) or [
+        progress(torch.full((2,), strings.shape[1])) for _ in range(3)])  # fmt: skip
+    arguments = [part for part in sweep(checkpoint, tmp_path) if not part.startswith("--longest")]
+    assert cli.main([part for part in arguments if part != "2"]) == 0
+    assert [strings.shape for strings in found] == [(6, 24)]
+    assert capsys.readouterr().err.count("2 of the first 2 strings were found to their end") == 1
+    assert cli.main(arguments) == 2  # 24 tokens and two vectors are more than the positions of this model
+    assert "need 25 positions" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfabc")
+    assert cli._text(tmp_path / "marked.txt") == "abc"
+
+
+def test_what_no_user_can_mend_is_one_sentence_and_no_bad_input(config, capsys, monkeypatch):
+    monkeypatch.setattr(cli.budgets, "load", lambda _: {}["somewhere"])
+    assert cli.main(["budget", "--model", str(config), "--prompt-length", "1"]) == 1
+    assert capsys.readouterr().err == "prompt-memory budget: failed with KeyError: 'somewhere'\n"
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path):
+    (tmp_path / "模型.json").write_text("{")
+    line = [sys.executable, "-m", "prompt_memory.cli", "budget", "--model", tmp_path / "模型.json", "--prompt-length=1"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    shown = subprocess.run(line, capture_output=True, check=False, env=ascii_only)
+    assert (shown.returncode, shown.stdout) == (2, b"")
+    assert rb"\u6a21" in shown.stderr
+    assert b"cannot be read as JSON" in shown.stderr
 
 
 def test_what_was_found_before_a_failure_is_reported(checkpoint, tmp_path, capsys, monkeypatch):

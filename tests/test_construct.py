@@ -406,7 +406,13 @@ def test_the_necessary_range_holds_for_any_attention():
         amplitude = 1 / np.abs(np.linalg.inv(S)).sum(1).max()
         tried += amplitude > 0.05
         assert bounds.necessary_logit_range(m, min(amplitude, 0.999999)) <= B
+        assert amplitude <= (ceiling := bounds.amplitude_ceiling(m, B)) * (1 + 1e-12)
+        assert bounds.necessary_logit_range(m, ceiling) == pytest.approx(B)
     assert tried > 50
+    assert bounds.amplitude_ceiling(1, 0.0) == bounds.amplitude_ceiling(9, 700.0) == 1
+    # readings of orthogonal keys come within a few per cent of it at a large range
+    S = np.exp(5 * np.eye(2))
+    assert 1 / np.abs(np.linalg.inv(S / S.sum(1))).sum(1).max() > 0.98 * bounds.amplitude_ceiling(2, 2.5)
     assert bounds.necessary_logit_range(1, 0.9) == 0
     assert bounds.necessary_logit_range(301, 0.5) == pytest.approx(math.log(100) / 2)
 
@@ -456,6 +462,8 @@ KEYS = torch.arange(2)
         (lambda: bounds.cosine_logit_range(0, 0.5), "m must be an integer >= 1, not 0"),
         (lambda: bounds.cosine_logit_range(3, 0.5, leak=0.0), "leak is a fraction between 0 and 1, not 0"),
         (lambda: bounds.necessary_logit_range(3, 1.0), "amplitude must lie between 0 and 1, not 1"),
+        (lambda: bounds.amplitude_ceiling(3, -1.0), "logit_range must be a finite number >= 0, not -1"),
+        (lambda: bounds.amplitude_ceiling(0, 1.0), "m must be an integer >= 1, not 0"),
         (lambda: bounds.necessary_logit_range(0, 0.5), "m must be an integer >= 1, not 0"),
         (lambda: bounds.code_size_bits(3, 1.0), r"must lie in \[0, 1\), not 1"),
         (lambda: bounds.code_size_bits(3, -0.1), r"must lie in \[0, 1\), not -0.1"),

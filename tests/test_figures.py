@@ -101,3 +101,18 @@ def test_scientific_rounds_to_the_side_it_is_told(value, up, text):
 def test_scientific_refuses_what_it_cannot_write():
     with pytest.raises(ValueError, match="finite numbers >= 0"):
         figures.scientific(-1.0, up=True)
+
+
+def test_labels_are_spread_apart_and_moved_as_little_as_can_be():
+    wished = [1.0, 1.02, 0.99, 5.0, 1.02]
+    placed = figures.spread(wished, 0.1)
+    assert np.diff(np.sort(placed)).min() > 0.1 - 1e-9
+    assert np.array_equal(np.argsort(placed, kind="stable"), np.argsort(wished, kind="stable"))
+    assert placed[3] == 5.0
+    assert np.mean(placed) == pytest.approx(np.mean(wished))  # a crowd spreads around its middle
+    assert figures.spread([3.0, 1.0, 2.0], 0.5) == [3.0, 1.0, 2.0]
+    assert figures.spread([], 1) == []
+    with pytest.raises(ValueError, match="finite"):
+        figures.spread([float("nan")], 1)
+    with pytest.raises(ValueError, match="gap"):
+        figures.spread([1.0], -1)

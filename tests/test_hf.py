@@ -181,6 +181,87 @@ def test_a_learned_table_ends_and_computed_positions_do_not(family, folder):
         torch.testing.assert_close(model.stream(x)[:, :-1], model.stream(x[:, :-1]), rtol=1e-4, atol=1e-4)
 
 
+TINY = dict(vocab_size=Q, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+ENDING = {  # tables that were computed beforehand, and the name of their length
+    "codegen": dict(n_embd=D, n_layer=2, n_head=4, n_positions=CONTEXT, n_ctx=CONTEXT, rotary_dim=4),
+    "gptj": dict(n_embd=D, n_layer=2, n_head=4, n_positions=CONTEXT, rotary_dim=4),
+    "mpt": dict(d_model=D, n_layers=2, n_heads=4, max_seq_len=CONTEXT),
+    "ctrl": dict(n_embd=D, n_layer=2, n_head=4, n_positions=CONTEXT, dff=32),
+}  # fmt: skip
+
+
+def tiny(family, dtype=torch.float32, **settings):
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(family, **TINY, **settings)
+    ).to(dtype)
+
+
+@pytest.mark.parametrize("family", ENDING)
+def test_a_computed_table_ends_too(family):
+    model = hf.CausalLM(tiny(family, **ENDING[family]), "this")
+    assert (model.config.positions, model.config.context) == ("learned", CONTEXT)
+    assert model.stream(normal(1, CONTEXT, D)).shape == (1, CONTEXT, Q)
+    with pytest.raises(ValueError, match=r"^25 tokens exceed the 24 learned positions$"):
+        model.stream(normal(1, CONTEXT + 1, D))
+    with pytest.raises(ValueError, match="need 25 positions, more than the 24 of the model"):
+        tune.check_strings(model, some_tokens(2, 23), 3)
+
+
+def test_positions_that_end_unexpectedly_are_one_sentence():
+    model = hf.CausalLM(tiny("codegen", **ENDING["codegen"]), "this")
+    model._positions = "computed"  # as if the table had not been seen
+    with pytest.raises(ValueError, match=r"^25 tokens exceed the 24 positions of the network$"):
+        model.stream(normal(1, CONTEXT + 1, D))
+
+
+def test_a_network_does_not_change_the_prompt_of_its_caller():
+    """CTRL multiplies what it is given by the root of its width, in place."""
+    model, prompt = hf.CausalLM(tiny("ctrl", **ENDING["ctrl"])), normal(2, 3, D)
+    before = prompt.clone()
+    first, second = measure.greedy(model, prompt, 4), measure.greedy(model, prompt, 4)
+    assert torch.equal(prompt, before)
+    assert torch.equal(first, second)
+    ids = some_tokens(1, 4)
+    torch.testing.assert_close(model.stream(model.embedding[ids]), model.network(ids).logits)
+
+
+def test_experts_in_double():
+    settings = dict(hidden_size=D, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
+    settings |= dict(num_key_value_heads=2, num_local_experts=4)
+    model = hf.CausalLM(tiny("mixtral", torch.float64, **settings))
+    x = normal(1, 5, D, dtype=torch.float64)
+    single = hf.CausalLM(tiny("mixtral", **settings))
+    torch.testing.assert_close(model.stream(x).float(), single.stream(x.float()), rtol=1e-4, atol=1e-5)
+    kept = model.network.config._experts_implementation
+    found = hf.sketched_rank(single, normal(2, D), some_tokens(3, 4), read="all", generator=seeded())
+    assert found.rank == 2 * D
+    assert model.network.config._experts_implementation == kept != "eager"
+
+
+def test_networks_that_want_token_ids_are_refused_in_one_sentence(monkeypatch):
+    sizes = dict(hidden_size=D, num_hidden_layers=2, num_attention_heads=4, dim_head=4, dim_ff=24)
+    refused(lambda: hf.CausalLM(tiny("cpmant", **sizes), "this"), r"^this does not read vectors \(inputs_embeds\): ")
+    network = tiny("llama", hidden_size=D, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    for error in (KeyError("x"), AttributeError("no\nsuch"), IndexError(), RuntimeError("inside"), AssertionError("a")):
+        monkeypatch.setattr(type(network), "forward", lambda *_, _error=error, **__: (_ for _ in ()).throw(_error))
+        refused(lambda: hf.CausalLM(network, "this"), r"^this does not read vectors \(inputs_embeds\): ")
+    monkeypatch.setattr(type(network), "forward", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        hf.CausalLM(network, "this")
+
+
+def test_a_fingerprint_is_that_of_configuration_format_and_weights(folders):
+    model = hf.load(folders["llama"])
+    others = [hf.load(folders["llama"], dtype) for dtype in ("float32", "bfloat16")]
+    prints = [network.fingerprint() for network in (model, *others)]
+    with torch.no_grad():
+        model.network.lm_head.weight[0, 0] += 1
+    prints.append(model.fingerprint())
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+
+
 # --- strings ---------------------------------------------------------------------------------------------------------
 
 
@@ -547,6 +628,7 @@ def test_bad_input_gets_one_sentence(folders, tmp_path):
     refused(lambda: hf.load(folders["llama"], "float8"), "dtype must be one of float64, .*, not 'float8'$")
     refused(lambda: hf.load(folders["llama"], torch.int8), "dtype must be one of")
     refused(lambda: hf.load(folders["llama"], device="toaster"), "the device toaster is not available")
+    refused(lambda: hf.load(folders["llama"], device="meta"), "the device meta is not available: it holds no numbers")
     refused(lambda: model(prompt[None], ids, own_token=False), "own_token=False is not possible$")
     refused(lambda: model(Prefix(prompt, prompt), ids), "soft prompts only")
     refused(lambda: model(prompt, ids), r"shape \[R, m, d\] with d = 16, not \[2, 16\]$")

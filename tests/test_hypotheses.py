@@ -103,6 +103,39 @@ def test_the_packing_bound_against_every_small_lattice():
     assert max(reached) == 1  # attained: three facts in one dimension at B = 4
 
 
+def test_several_heads_address_facts_one_head_at_a_time():
+    """Wherever two heads hold their facts together, each fact has a head that holds it and packs it with its like."""
+    rng = np.random.default_rng(11)
+    eps, held = 0.2, 0
+    for _ in range(2000):
+        M, ranges, share = int(rng.integers(2, 5)), rng.uniform(1, 9, 2), rng.dirichlet((3, 3))
+        x = np.sqrt(ranges)[:, None, None] * associative.random_keys(2 * M, 2, rng).reshape(2, M, 2)
+        y = x + rng.normal(0, 0.2, x.shape)
+        y *= np.minimum(1, np.sqrt(ranges)[:, None, None] / np.linalg.norm(y, axis=2, keepdims=True))
+        s = np.exp(np.einsum("hid,hjd->hij", x, y))
+        loud = share[:, None, None] * rng.uniform(0.5, 1, (2, 1, M)) * s / s.sum(2, keepdims=True)  # D^h_ij
+        D = loud.sum(0)
+        if not (2 * np.diag(D) - D.sum(1) > eps).all():
+            continue
+        held += 1
+        assert bounds.several_heads_facts(2, ranges, eps) >= M
+        own = np.array([2 * np.diag(part) - part.sum(1) for part in loud])  # [h, i]
+        home = (own - eps * share[:, None]).argmax(0)
+        assert (own[home, range(M)] > eps * share[home]).all()
+        for h in range(2):
+            part = np.flatnonzero(home == h)
+            assert len(part) <= bounds.addressed_facts(2, ranges[h], eps)
+            for i, j in itertools.permutations(part, 2):
+                assert loud[h, i, i] / loud[h, i, j] > (1 + eps) / (1 - eps)
+    assert held > 50
+    assert bounds.several_heads_facts(3, [7.0], eps) == bounds.addressed_facts(3, 7.0, eps)
+    assert bounds.several_heads_facts(3, [7.0, 2.0], eps) == pytest.approx(
+        bounds.addressed_facts(3, 7.0, eps) + bounds.addressed_facts(3, 2.0, eps)
+    )
+    with pytest.raises(ValueError, match="at least one head"):
+        bounds.several_heads_facts(3, [], eps)
+
+
 def test_search_stays_under_the_packing_bound_and_finds_something():
     generator = torch.Generator().manual_seed(1)
     limit = math.floor(bounds.addressed_facts(1, 4.0, 0.5))
@@ -252,6 +285,22 @@ def test_argmax_recalls_random_distinct_keys():
     assert (associative.readings(keys, values, math.inf) == values).all()
     tie = associative.readings(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[1.0, -1.0]]), math.inf)
     assert (tie == 0).all()  # equal keys share
+
+
+@pytest.mark.parametrize(("n", "d_k", "B"), [(2, 2, 1.0), (30, 3, 8.0), (60, 8, 9.0)])
+def test_random_recall_is_that_of_whole_tables(n, d_k, B):
+    rng, eps, tables = np.random.default_rng(4), 0.5, 3000
+    recalled = []
+    for _ in range(tables):
+        keys, labels = associative.random_keys(n, d_k, rng), associative.signs((1, n), rng)
+        recalled.append(associative.recalled(associative.readings(keys, labels, B), labels, eps)[0])
+    trials = 20_000
+    found = associative.random_recall(n, d_k, B, eps=eps, trials=trials, rng=rng, chunk=1000 * n) / trials
+    error = math.hypot(np.std(recalled) / math.sqrt(tables), 0.5 / math.sqrt(trials))
+    assert abs(found - np.mean(recalled)) < 5 * error
+    assert 0.02 < found < 0.98
+    with pytest.raises(ValueError, match="d_k >= 2"):
+        associative.random_recall(n, 1, B, eps=eps, trials=2, rng=rng)
 
 
 def test_codes():

@@ -137,3 +137,32 @@ def test_mcdiarmid_limits_cover_the_best_recall_of_a_code():
     assert high == 1.0
     with pytest.raises(ValueError, match="variables must lie"):
         intervals.mcdiarmid_limit(0.5, 0, 0.1)
+
+
+def test_jackknife_is_students_interval_for_a_mean_and_welchs_for_a_difference():
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=9), rng.normal(size=6)
+    value, low, high = intervals.jackknife(np.mean, x)
+    reach = stats.t.ppf(0.975, 8) * x.std(ddof=1) / 3
+    assert (value, low, high) == pytest.approx((x.mean(), x.mean() - reach, x.mean() + reach))
+    value, low, high = intervals.jackknife(lambda a, b: a.mean() - b.mean(), x, y, level=0.1)
+    welch = stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.9)
+    assert (value, low, high) == pytest.approx((x.mean() - y.mean(), *welch))
+    assert intervals.jackknife(np.mean, [2.0, 2.0, 2.0]) == (2, 2, 2)
+
+
+def test_jackknife_covers_a_ratio_of_paired_means():
+    rng = np.random.default_rng(6)
+    covered = 0
+    for _ in range(400):
+        x = rng.normal(2, 0.3, size=8)
+        pairs = np.stack([x, 3 * x + rng.normal(0, 0.3, size=8)], 1)
+        _, low, high = intervals.jackknife(lambda both: both[:, 1].mean() / both[:, 0].mean(), pairs)
+        covered += low <= 3 <= high
+    assert covered / 400 > 0.9
+
+
+@pytest.mark.parametrize("groups", [(), ([1.0],), ([1.0, float("nan")],)])
+def test_jackknife_needs_two_rows(groups):
+    with pytest.raises(ValueError, match="at least two rows"):
+        intervals.jackknife(np.mean, *groups)

@@ -69,6 +69,58 @@ def test_the_constant_for_m_tokens_is_attained_and_tends_to_the_general_one(m):
     assert bounds.wasserstein_constant(3 * I2, I2, 1.0, tokens=1) == pytest.approx(1.0)
 
 
+def slope_of_one_token(z, x, A, V):
+    """m · s_j‖V^T w + c_j a‖, the largest over tokens j and unit w, written out: z [m, d], x [d]."""
+    a, m = A @ x, len(z)
+    s = np.exp(z @ a - (z @ a).max())
+    s /= s.sum()
+    matrices = [share * (V + np.outer(V @ (z_j - s @ z), a)) for share, z_j in zip(s, z, strict=True)]
+    return m * max(np.linalg.norm(matrix, 2) for matrix in matrices)
+
+
+@pytest.mark.parametrize("B", [0.3, 1.0, 2.0, 6.0])
+@pytest.mark.parametrize("m", [2, 3, 7])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_the_constant_for_m_tokens_is_exact(d, m, B):
+    rng, eye = np.random.default_rng(m), np.eye(d)
+    constant = bounds.wasserstein_constant(B * eye, eye, 1.0, tokens=m)
+    for _ in range(100):  # tokens anywhere, many of them on the sphere or together
+        z = ball(rng, m, d, radius=1.0) * rng.choice([1, 5])
+        z = (z / np.maximum(1, np.linalg.norm(z, axis=1, keepdims=True)))[rng.integers(0, m, m)]
+        assert slope_of_one_token(z, ball(rng, d), B * eye, eye) <= constant * (1 + 1e-12)
+    # the tokens of the proof: all but one at the opposite point, the query at an angle (on a line: less far apart)
+    found = 0.0
+    for share in np.linspace(0, 1, 801):
+        if d == 1:
+            z, x = np.full((m, 1), -share), eye[0]
+            z[0] = share
+        else:
+            z, x = np.repeat(-eye[:1], m, 0), share * eye[0] + math.sqrt(1 - share**2) * eye[1]
+            z[0] = eye[0]
+        found = max(found, slope_of_one_token(z, x, B * eye, eye))
+    assert found == pytest.approx(constant, rel=2e-5)
+
+
+def test_constants_for_few_tokens_of_the_book():
+    on_line, in_plane = (
+        [bounds.wasserstein_constant(B * np.eye(d), np.eye(d), 1.0, tokens=2) for B in (2.0, 4.0)] for d in (1, 2)
+    )
+    root = optimize.brentq(lambda x: x * math.tanh(x / 2) - 2, 1, 4)  # of two tokens on a line, for every B >= root/2
+    assert on_line == pytest.approx([root / (1 + math.exp(-root))] * 2)
+    assert in_plane == pytest.approx([2.6188835, 4.2690366])
+
+
+def test_prompts_of_m_tokens_stay_under_their_constant():
+    rng = np.random.default_rng(1)
+    for d, m in itertools.product((1, 2), (2, 3, 5)):
+        A, V = rng.normal(size=(2, d, d)) * 1.5
+        constant = bounds.wasserstein_constant(A, V, 1.0, tokens=m)
+        for _ in range(20):
+            x, (first, second) = ball(rng, 1, d), ball(rng, 2, m, d)
+            change = compress.attend(first, x, A, V) - compress.attend(second, x, A, V)
+            assert np.linalg.norm(change) <= constant * measure.wasserstein(first, second) + 1e-12
+
+
 def test_pairs_of_measures_stay_under_the_constant():
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -204,6 +256,28 @@ def test_learned_positions_enlarge_the_ball():
     plain = SimpleNamespace(**{**vars(model.config), "positions": "none"})
     enlarged = bounds.network_wasserstein(plain, W, radius=1 + longest, query_radius=1 + longest)
     assert bounds.network_wasserstein(model.config, W, radius=1.0, query_radius=1.0) == pytest.approx(enlarged)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_added_positions_tie_the_constant_to_one_length(own):
+    """Six tokens that with their positions are three tokens, each twice: the same measure, another place to read."""
+    model, W = network(d=2, depth=2, positions="learned", context=8, inverse_temperature=0.3)
+    how = dict(radius=4.0, query_radius=1.0)
+    rng, place = np.random.default_rng(2), W["position"]
+    short, query = ball(rng, 3, 2), ball(rng, 1, 2)
+    long = np.tile(short + place[:3], (2, 1)) - place[:6]
+    seen = [z + place[: len(z)] for z in (short, long)]
+    if own:
+        seen = [np.concatenate([z, query + place[len(z)]]) for z in seen]
+    distance = measure.wasserstein(*seen)
+    assert own or distance < 1e-12
+    logits = [model(torch.from_numpy(z)[None], torch.from_numpy(query), own_token=own) for z in (short, long)]
+    change = float((logits[0] - logits[1]).abs().max())
+    apart = np.linalg.norm(place[3] - place[6])
+    assert own or change > 0.01 + bounds.network_wasserstein(model.config, W, **how) * distance
+    constant = bounds.network_wasserstein(model.config, W, **how, moving_query=True)
+    assert change <= constant * max(distance, apart)
+    assert constant > bounds.network_wasserstein(model.config, W, **how)
 
 
 # --- counts --------------------------------------------------------------------------------------------------------
@@ -366,15 +440,27 @@ def test_the_block_network_does_not_see_the_order_inside_blocks():
     assert not torch.allclose(before, other, atol=1e-6)
 
 
+@pytest.mark.parametrize("positions", ["none", "learned"])
 @pytest.mark.parametrize("norm", ["none", "rms"])
-def test_block_error_bounds_the_sorted_prompts(norm):
-    model, W = network(d=2, depth=2, causal=True, norm=norm, norm_eps=1.0, inverse_temperature=0.2)
+def test_block_error_bounds_the_sorted_prompts(norm, positions):
+    how = dict(positions=positions, context=61)
+    model, W = network(d=2, depth=2, causal=True, norm=norm, norm_eps=1.0, inverse_temperature=0.2, **how)
     prompts = measure.into_ball(torch.randn(3, 60, 2, generator=generator()).double(), 1.0)
     prompts = prompts.gather(1, prompts[..., :1].argsort(1).expand_as(prompts))
     query = torch.full((3, 1, 2), 0.4).double()
     for K in (1, 2, 7, 60):
         change = measure.blockwise(model, prompts, query, K) - model(prompts, query[:1])[:, 0]
         assert float(change.abs().max()) <= bounds.block_error(model.config, W, K, radius=1.0, query_radius=1.0)
+
+
+def test_mixing_a_share_of_tokens_in_costs_no_more_than_total_variation():
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        A, V, share = rng.normal(size=(2, 2)), rng.normal(size=(2, 2)), rng.random()
+        x, z = ball(rng, 1, 2), ball(rng, 7, 2)
+        B, weights = np.linalg.norm(A, 2), np.r_[np.full(4, (1 - share) / 4), np.full(3, share / 3)]
+        mixed = compress.attend(z, x, A, V, weights=weights) - compress.attend(z[:4], x, A, V)
+        assert np.linalg.norm(mixed) <= 2 * np.linalg.norm(V, 2) * math.exp(2 * B) * share + 1e-12
 
 
 def test_block_error_is_the_limit_of_its_recursion_token_by_token():
@@ -386,9 +472,9 @@ def test_block_error_is_the_limit_of_its_recursion_token_by_token():
     for layer in range(3):
         q, key, v, o = (W[f"blocks.{layer}.{name}"] for name in ("query", "key", "value", "output"))
         B, s = np.linalg.norm(0.2 * key @ q.T / math.sqrt(2), 2) * r**2, np.linalg.norm(v @ o, 2)
-        kappa, mean = s * math.exp(2 * B) * (1 + 2 * B), np.cumsum(e) / t
+        kappa, added, mean = s * math.exp(2 * B) * (1 + 2 * B), s * math.exp(2 * B), np.cumsum(e) / t
         x += kappa * mean[-1]
-        e = e + kappa * (mean + 2 * r * np.minimum(1, N / t))
+        e = e + kappa * mean + added * 2 * r * np.minimum(1, N / t)
         r *= 1 + s
     read = np.linalg.norm(W["unembedding"], axis=0).max()
     found = bounds.block_error(model.config, W, K, radius=1.0, query_radius=1.0)
@@ -402,8 +488,8 @@ def test_block_error_vanishes_for_one_layer_and_falls_with_the_blocks():
     model, W = network(d=2, depth=3, causal=True, inverse_temperature=0.2)
     errors = [bounds.block_error(model.config, W, K, radius=1.0, query_radius=1.0) for K in (1, 2, 3, 10, 100, 10**6)]
     assert all(a > b for a, b in itertools.pairwise(errors))
-    model, W = network(d=2, depth=2, causal=True, positions="learned")
-    with pytest.raises(ValueError, match="positions"):
+    model, W = network(d=2, depth=2, causal=True, positions="rotary")
+    with pytest.raises(ValueError, match="rotary positions"):
         bounds.block_error(model.config, W, 3, radius=1.0, query_radius=1.0)
     with pytest.raises(ValueError, match="blocks"):
         measure.blockwise(network(d=2)[0], torch.zeros(1, 3, 2), torch.zeros(1, 1, 2), 2)

@@ -44,6 +44,27 @@ def test_behaviours_are_the_argmaxes_of_every_prompt_in_order(chunk):
         assert table[number].tolist() == [max(range(4), key=row.__getitem__) for row in logits.tolist()]
 
 
+class Leaky(Transformer):
+    """A network whose answers depend on the batch that a prompt is in."""
+
+    def forward(self, prompt, queries, **rest):
+        logits = super().forward(prompt, queries, **rest)
+        return logits + logits.mean(0, keepdim=True)
+
+
+def test_a_network_shows_one_behaviour_a_prompt_unless_batches_leak():
+    values, queries, numbers = tasks.grid(2).double(), normal(9, 3), torch.arange(40, 640)
+    for kind, leaks in ((Transformer, False), (Leaky, True)):
+        model = kind(CONFIG).double()
+
+        def prompts(index):
+            return tasks.grid_prompts(index, 3, 2, values)
+
+        generator = torch.Generator().manual_seed(0)
+        pairs = measure.behaviour_pairs(model, prompts, numbers, queries, generator=generator)
+        assert len(numbers) < pairs <= 2 * len(numbers) if leaks else pairs == len(numbers)
+
+
 def test_both_modes_give_one_jacobian():
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(4, 6, generator=generator, dtype=torch.float64)

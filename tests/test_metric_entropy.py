@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_memory import bounds, measure
+from prompt_memory import bounds, construct, measure
 from prompt_memory.transformer import Transformer, TransformerConfig
 
 torch.set_num_threads(1)
@@ -82,10 +82,41 @@ def test_every_packing_is_a_memory(d):
     assert math.log2(len(packing)) <= bounds.entropy_bits(d, 1, r, constant, eps)
 
 
+@pytest.mark.parametrize(("n", "q"), [(1, 2), (2, 3), (5, 2), (9, 4)])
+def test_every_number_of_queries_and_classes_uses_the_packing_up_to_all_labelings(n, q):
+    """Theorem 2, part 3: min{q^n, N} labelings by logits ±Λρ' at the points, extended to the plane by McShane."""
+    eps, constant, d = 0.3, 1.7, 2
+    grid = np.array(list(itertools.product(np.linspace(-1, 1, 41), repeat=d)))
+    grid = grid[np.linalg.norm(grid, axis=1) <= 1]
+    packing = greedy_packing(grid, 2 * eps / constant)
+    count = min(q**n, len(packing))
+    points = packing[:count]
+    labels = np.array(list(itertools.islice(itertools.product(range(q), repeat=n), count)))  # [count, n]
+    apart = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    radius = apart[apart > 0].min() / 2
+    height = constant * radius * np.where(labels[..., None] == np.arange(q), 1, -1)  # [count, n, q]
+
+    def F(x):  # the largest extension: min_k F(P_k) + Λ‖x − P_k‖
+        return (height + constant * np.linalg.norm(x - points, axis=1)[:, None, None]).min(0)
+
+    at = np.array([F(x) for x in points])
+    assert at == pytest.approx(height)
+    top = np.sort(at, axis=-1)
+    assert (top[..., -1] - top[..., -2] > 2 * eps).all()
+    assert len(np.unique(at.argmax(-1), axis=0)) == count == min(q**n, len(packing))
+    random = np.random.default_rng(n)
+    for x, y in grid[random.integers(len(grid), size=(200, 2))]:
+        change = F(x) - F(y)
+        spread = (change.max(-1) - change.min(-1)) / 2
+        assert spread.max() <= constant * np.linalg.norm(x - y) + 1e-12
+
+
 def test_the_entropy_at_its_ends():
     assert bounds.entropy_bits(2, 3, 0, 5, 1) == bounds.entropy_bits(2, 3, 5, 0, 1) == 0
     assert bounds.entropy_bits(2, 3, 1, math.inf, 1) == math.inf
     assert bounds.entropy_bits(1, 1, 1, 1e-20, 1) == pytest.approx(1e-20 / math.log(2))
+    assert bounds.entropy_bits(1, 1, 1e200, 1e200, 1e-5) == pytest.approx(405 * math.log2(10))
+    assert bounds.entropy_bits(1, 2, 1e-200, 1e-200, 1e-300) == pytest.approx(2e-100 / math.log(2))
     assert bounds.entropy_bits(np.int64(768), np.int32(20), np.float32(2), 3, 0.5) == pytest.approx(
         15360 * math.log2(13)
     )
@@ -387,8 +418,9 @@ def test_the_shortest_norm_input_of_one_layer():
     assert measure.shortest_norm_input(model, prompts, queries) == pytest.approx((last - last.mean()).norm().item())
 
 
-def slope(model, prompt, query):
-    J = torch.autograd.functional.jacobian(lambda p: model(p, query)[0, 0], prompt)[:, 0]
+def slope(model, prompt, query, *, own_token=True, differences=False):
+    J = torch.autograd.functional.jacobian(lambda p: model(p, query, own_token=own_token)[0, 0], prompt)[:, 0]
+    J = torch.stack([(a - b) / 2 for a, b in itertools.combinations(J, 2)]) if differences else J
     return J.norm(dim=-1).sum(-1).max().item()
 
 
@@ -521,6 +553,25 @@ def test_a_built_head_inside_a_network_attains_the_constant(d):
     assert found == pytest.approx(4 * math.hypot(1, 3 * 1.7 / math.sqrt(d)), rel=1e-12)
 
 
+@pytest.mark.parametrize("norm", ["none", "rms", "layer"])
+@pytest.mark.parametrize("depth", [1, 2, 5])
+@pytest.mark.parametrize(("mlp", "activation"), [(0, "relu"), (4, "relu"), (6, "gelu")])
+def test_without_softmax_logits_the_constant_is_attained_at_every_depth(norm, depth, mlp, activation):
+    """Lemma 2b, part 5: every inequality of part 4 is an equality at the origin."""
+    config = TransformerConfig(
+        d=4, q=3, depth=depth, heads=2, d_k=3, d_v=5, mlp=mlp, activation=activation, norm=norm, norm_eps=0.1
+    )
+    model = construct.steep_network(config, generator=seeded(depth))
+    origin = torch.zeros(1, 3, 4, dtype=DOUBLE)
+    assert model(origin, origin[:, :1], own_token=False).abs().max() < 1e-14 * constant(model)  # all stays at 0
+    for differences in (False, True):
+        found = slope(model, origin, origin[:, :1], own_token=False, differences=differences)
+        assert found == pytest.approx(constant(model, differences=differences), rel=1e-12)
+    # one token or many; a query that also sees itself moves less
+    assert slope(model, origin[:, :1], origin[:, :1], own_token=False) == pytest.approx(constant(model), rel=1e-12)
+    assert slope(model, origin, origin[:, :1]) < 0.99 * constant(model)
+
+
 def test_rotary_positions_are_steeper_and_their_constant_is_attained():
     """Positions 22 and 44 before the query are turned by almost π and 0: A x points away from one, to the other."""
     m, B = 44, 8.0
@@ -594,6 +645,21 @@ def test_the_search_over_networks_stays_below_and_finds_more_than_chance():
     assert prompt.norm(dim=-1).max() <= 1 + 1e-12
 
 
+def test_the_search_over_networks_looks_at_the_origin_of_norms():
+    config = TransformerConfig(d=4, q=3, depth=2, heads=2, mlp=8, norm="rms", norm_eps=1e-6, positions="learned")
+    model = Transformer(config, generator=seeded(1)).double()
+    model.position.mul_(0.2)  # the origins lie in the ball
+    arguments = dict(restarts=2, steps=20, generator=seeded(0))
+    found, prompt, query = measure.steepest_network(model, 2, 1.0, 1.0, **arguments)
+    assert found == pytest.approx(slope(model, prompt[None], query[None]), rel=1e-9)
+    assert (prompt + model.position[:2]).norm(dim=-1).max() < 0.02
+    random = [measure.into_ball(normal(2000, k, 4), 1.0) for k in (2, 1)]
+    assert found > 20 * measure.local_lipschitz(model, *random).max()
+    kept, *places = measure.steepest_network(model, 2, 1.0, 1.0, least_norm=0.5, **arguments)
+    assert min(x.norm(dim=-1).min() for x in places) >= 0.5 - 1e-9
+    assert kept <= found
+
+
 # --- margins -------------------------------------------------------------------------------------------------------
 
 
@@ -648,6 +714,7 @@ def network(weights=WEIGHTS, config=SMALL.config, **options):
         (lambda: bounds.entropy_bits(1, 1, 1, 1, 0), "eps must be a finite number > 0, not 0"),
         (lambda: bounds.entropy_bits(1, 1, 1, 1, NAN), "eps must be a finite number >= 0, not nan"),
         (lambda: bounds.entropy_bits(1, 1, 1, 1, "1"), "eps must be a finite number >= 0, not '1'"),
+        (lambda: construct.steep_network(SMALL.config, generator=seeded(0)), "other than learned ones, d_v >= d"),
         (lambda: bounds.head_lipschitz(np.eye(2), np.ones((2, 3)), 1, False), "A must be square and V have as many"),
         (lambda: bounds.head_lipschitz(np.ones((2, 3)), np.eye(3), 1, False), "A must be square"),
         (lambda: bounds.head_lipschitz(np.ones(3), np.eye(3), 1, False), r"A must be a matrix, not an array of sha"),

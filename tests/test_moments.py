@@ -174,6 +174,39 @@ def test_moment_bits_takes_the_best_degree_and_says_which_will_do():
     assert bounds.moment_bits(k=2, **arguments | {"scale": 0.0}) == 0
 
 
+@pytest.mark.parametrize("B", [0.1, 1.0])
+def test_the_volume_of_readings_is_a_determinant(B):
+    best = {}
+    for M in range(1, 8):
+        u, x = np.linspace(-1, 1, M) if M > 1 else np.zeros(1), -np.cos(np.pi * np.arange(M) / max(M - 1, 1))
+        S = np.exp(B * np.outer(x, u))
+        best[M] = np.linalg.slogdet(S / S.sum(1, keepdims=True))[1] / math.log(2)
+    for eps in (0.2, 1e-2, 1e-3):
+        wanted = max(log_det - M * math.log2(2 * eps) for M, log_det in best.items())
+        assert bounds.readings_volume_bits(B, eps, most=7) == pytest.approx(wanted)
+        assert bounds.readings_volume_bits(B, eps) >= wanted * (1 - 1e-12)
+        arguments = dict(d_k=1, d_v=1, heads=1, B=B, scale=1.0, lipschitz=1.0, eps=eps)
+        assert bounds.readings_volume_bits(B, eps) < bounds.moment_bits(k=None, **arguments)
+    assert bounds.readings_volume_bits(B, 0.6) == bounds.readings_volume_bits(0.0, 0.5) == 0
+    with pytest.raises(ValueError, match="eps"):
+        bounds.readings_volume_bits(B, 0.0)
+
+
+def test_as_many_prompts_differ_as_their_volume_says():
+    """A maximal set of prompts of two tokens whose outputs differ by more than 2ε at one of two queries, chosen."""
+    B, eps = 0.5, 0.02
+    S = np.exp(B * np.outer([-1, 1], [-1, 1]))
+    values = np.stack(np.meshgrid(*[np.linspace(-1, 1, 201)] * 2), -1).reshape(-1, 2)
+    left, found = values @ (S / S.sum(1, keepdims=True)).T, 0
+    while len(left):
+        found, left = found + 1, left[np.abs(left - left[0]).max(1) > 2 * eps]
+    assert (
+        2 ** bounds.readings_volume_bits(B, eps, most=2)
+        <= found
+        <= 2 ** bounds.moment_bits(k=None, d_k=1, d_v=1, heads=1, B=B, scale=1.0, lipschitz=1.0, eps=eps)
+    )
+
+
 # --- compression ---------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +241,22 @@ def test_tokens_on_a_sphere_or_a_line_need_fewer():
     on_line = compress.moments(x[:, :1] * np.array([1.0, -2.0, 0.5]) + 1, 4)
     assert len(on_line.indices) == 5
     assert len(compress.moments(np.ones((50, 3)), 4).indices) == 1
+
+
+@pytest.mark.parametrize(
+    ("m", "d", "rank", "degree"), [(20, 4096, 20, 1), (30, 768, 4, 1), (60, 768, 3, 2), (5, 2, 2, 0)]
+)
+def test_prompts_of_any_width(m, d, rank, degree):
+    rng = RANDOM(d)
+    tokens = rng.normal(size=(m, rank)) @ rng.normal(size=(rank, d)) + 5
+    r = min(m - 1, rank)
+    assert compress.spanned(tokens) == r
+    short = compress.moments(tokens, degree)
+    assert len(short.indices) == min(m, math.comb(r + degree, degree))
+    if degree:
+        assert short.weights @ tokens[short.indices] == pytest.approx(tokens.mean(0), abs=1e-11)
+    if r == m - 1 and degree:  # nothing can be saved
+        assert short.weights == pytest.approx(np.full(m, 1 / m))
 
 
 @pytest.mark.parametrize(("k", "B", "heads"), [(1, 1.0, 1), (3, 1.5, 2), (5, 2.5, 1)])
@@ -260,7 +309,7 @@ def test_compression_refuses_what_it_cannot_verify():
     with pytest.raises(ValueError, match="condition number"):
         compress.moments(tokens, 5, tolerance=0.0)
     with pytest.raises(ValueError, match="at most 3000"):
-        compress.moments(ball(RANDOM(0), 10, 12), 8)
+        compress.moments(ball(RANDOM(0), 300, 12), 8)
     for bad in (np.full((3, 2), np.nan), np.ones(3), np.ones((0, 2))):
         with pytest.raises(ValueError, match="tokens"):
             compress.moments(bad, 2)

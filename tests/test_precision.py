@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -115,6 +116,33 @@ def test_universality_counts_bumps():
     assert bounds.universality_tokens(0.25, 2, 3, 1) == 1
     assert bounds.universality_tokens(0.01, 3, 10, 16) == math.ceil(49**3 / 160)
     assert bounds.universality_tokens(0.01, 200, 10, 16) > 10**300  # exact integers, no overflow
+    assert bounds.universality_tokens(5e-324, 2, 1, 1) > 10**600
+
+
+def test_universality_is_exact_for_the_float_that_is_given():
+    # the float 1/6 is below a sixth, so three cells of width 1/3 > 2 eps fit; at 1/4 exactly, one of two does not
+    assert Fraction(1 / 6) < Fraction(1, 6)
+    assert bounds.universality_tokens(1 / 6, 1, 1, 1) == 3
+    assert bounds.universality_tokens(0.25, 1, 1, 1) == 1
+    for eps in np.random.default_rng(0).uniform(1e-4, 0.5, 200):
+        cells = bounds.universality_tokens(float(eps), 1, 1, 1)
+        assert Fraction(1, cells) > 2 * Fraction(float(eps)) >= Fraction(1, cells + 1)
+
+
+def test_bumps_that_no_prompt_can_share():
+    """The functions of the proof: bounded by 1/2, 1-Lipschitz, and more than 2 eps apart somewhere."""
+    eps, k = 0.09, 2
+    cells = bounds.universality_tokens(eps, 1, 1, 1)
+    rng = np.random.default_rng(1)
+    points = rng.random((4000, k))
+    index = (points * cells).astype(int)
+    heights = np.maximum(0, 0.5 / cells - np.abs(points - (index + 0.5) / cells).max(1))
+    signs = rng.choice([-1, 1], size=(cells, cells))
+    values = signs[tuple(index.T)] * heights
+    assert abs(values).max() <= 0.5
+    a, b = rng.integers(4000, size=(2, 20_000))
+    assert (abs(values[a] - values[b]) <= abs(points[a] - points[b]).max(1) + 1e-12).all()
+    assert 1 / cells > 2 * eps  # the distance of two functions with another sign at one centre
 
 
 # --- number formats ------------------------------------------------------------------------------------------------
@@ -144,6 +172,24 @@ def test_numbers_of_long_formats():
     assert bounds.float_bits(1.7976931348623157e308, exponent=11, fraction=52) == bounds.float_bits(
         math.inf, exponent=11, fraction=52
     )
+
+
+def interpolation(numbers, answers):
+    """A layer of ReLUs, one for each number but the last, that has these answers at these numbers, in fractions."""
+    slopes = [(b - a) / (y - x) for x, y, a, b in zip(numbers, numbers[1:], answers, answers[1:], strict=False)]
+    steps = [slope - before for slope, before in zip(slopes, [0, *slopes], strict=False)]
+    return lambda x: answers[0] + sum(step * max(0, x - at) for step, at in zip(steps, numbers, strict=False))
+
+
+def test_a_wide_layer_holds_as_many_free_labels_as_a_format_has_numbers():
+    """Two significant bits: the tent network holds 2 labels in these 16 numbers, a wide layer 4, Theorem 1 no more."""
+    numbers = sorted(sign * Fraction(k, 2**e) for sign in (-1, 1) for k in (2, 3) for e in (2, 3, 4, 5))
+    assert len(set(numbers)) == 16
+    queries = math.floor(math.log2(len(numbers)))
+    labelings = list(itertools.product((-1, 1), repeat=queries))
+    networks = [interpolation(numbers, [labels[i] for labels in labelings]) for i in range(queries)]
+    shown = {tuple(network(x) for network in networks) for x in numbers}
+    assert shown == set(labelings)
 
 
 @pytest.mark.parametrize(

@@ -208,3 +208,25 @@ def test_the_reference_is_of_one_profile(monkeypatch, tmp_path, capsys):
 def test_no_cores_are_refused_at_once():
     result = build(ROOT, "--profile", "smoke", "--cores", "0")
     assert (result.returncode, result.stdout) == (2, "CORES must be at least 1, not 0.\n")
+
+
+def commands_of(text: str) -> set[str]:
+    """TeX commands in the prose of a page, and those in strings of its code, where backslashes are doubled."""
+    cells = re.compile(r"^(`{3,})\{code-cell\}.*?^\1[ \t]*$", flags=re.M | re.S)
+    code = "".join(cell[0] for cell in cells.finditer(text))
+    return {*re.findall(r"\\([a-zA-Z]+)", cells.sub("", text)), *re.findall(r"\\\\([a-zA-Z]+)", code)}
+
+
+def test_every_tex_command_is_defined():
+    mathjax = (ROOT / "book" / "vendor" / "mathjax" / "tex-chtml.js").read_text()
+    known = set(re.findall(r"""[{,]"?(?:\\\\)?([A-Za-z]+)"?:[\["']""", mathjax))
+    known |= set(
+        yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["sphinx"]["config"]["mathjax3_config"]["tex"][
+            "macros"
+        ]
+    )
+    pages = {chapter.name: chapter.text for chapter in CHAPTERS}
+    pages |= {path.name: path.read_text() for path in (ROOT / "book").glob("*.md")}
+    assert {name: commands_of(text) - known for name, text in pages.items() if commands_of(text) - known} == {}
+    assert not {"Zz", "mathbbb", "undefined"} & known
+    assert commands_of('a $\\Zz$\n```{code-cell}\n"\\nand $\\\\rho$"\n```\n') == {"Zz", "rho"}

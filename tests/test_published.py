@@ -60,3 +60,33 @@ def test_it_is_homogeneous_and_monotone():
 def test_mistakes_are_named(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         bounds.accessible_slope(*arguments)
+
+
+def strings_with_cells(shown, step, eps):
+    """Strings that some point of a line leads to together with all points of the line closer than eps/2."""
+    reach = math.ceil(eps / 2 / step - 1e-9) - 1  # grid points closer than eps/2
+    around = [set(shown[max(0, i - reach) : i + reach + 1].tolist()) for i in range(len(shown))]
+    return {strings.pop() for strings in around if len(strings) == 1}
+
+
+@pytest.mark.parametrize("eps", [0.25, 0.5, 1.0])
+def test_strings_with_cells_are_few_and_the_nearest_lattice_point_attains_the_count(eps):
+    radius, step = 1.0, 1 / 512
+    line = np.arange(-512, 513) * step
+    room = 2 ** bounds.accessible_slope(1, 2, radius, eps)
+    nearest = np.rint((line + radius) / eps).astype(int)
+    assert len(strings_with_cells(nearest, step, eps)) == round(room)
+    rng = np.random.default_rng(0)
+    for _ in range(200):  # intervals of random lengths, some far below eps: those strings do not count
+        cuts = np.sort(rng.integers(0, len(line), rng.integers(2, 60)))
+        found = strings_with_cells(np.searchsorted(cuts, np.arange(len(line))), step, eps)
+        assert len(found) <= room
+
+
+@pytest.mark.parametrize("lipschitz", [0.5, 3.0])
+def test_a_margin_gives_a_cell_of_the_same_count(lipschitz):
+    """Theorem 4, part 2, and the proposition are one count: a margin 2ε' keeps cells of radius ε'/Λ."""
+    margin_eps, radius, d, m = 0.2, 1.5, 3, 2
+    eps = 2 * margin_eps / lipschitz
+    bits = m * bounds.accessible_slope(d, 2, radius, eps)
+    assert bits == pytest.approx(bounds.entropy_bits(d, m, radius, lipschitz, margin_eps))

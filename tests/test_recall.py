@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from prompt_memory import bounds, pretrain, recall, tasks
+from prompt_memory import bounds, measure, pretrain, recall, tasks
 from prompt_memory.transformer import Transformer, TransformerConfig
 
 torch.set_num_threads(1)
@@ -259,8 +259,36 @@ def test_diluted_questions_recall_one_value_at_most(family):
 
 def test_critical_length_interpolates_in_the_logarithm():
     assert recall.critical_length([8, 32, 128], [0.9, 0.6, 0.4]) == pytest.approx(64)
-    assert math.isnan(recall.critical_length([8, 32], [0.9, 0.6]))
-    assert math.isnan(recall.critical_length([8, 32], [0.4, 0.3]))
+    assert recall.critical_length([8, 32], [0.9, 0.6]) == math.inf  # open ends
+    assert recall.critical_length([8, 32], [0.4, 0.3]) == pytest.approx(8)
+    many = recall.critical_length([8, 32, 128], [[[0.9, 0.6, 0.4], [1, 1, 1]], [[0.5, 0.9, 0.1], [0.7, 0.3, 0.6]]])
+    np.testing.assert_allclose(many, [[64, np.inf], [8, 16]])
+
+
+def test_retained_bits_of_arrays():
+    lengths, curve = [2, 10, 50, 100], np.array([[1.0, 0.7, 0.26, 0.1], [0.99, 0.4, 0.25, 0.0]])
+    for q in (2, 4, 7):
+        wanted = [[N * bounds.rate(1 - a, q) for N, a in zip(lengths, row, strict=True)] for row in curve]
+        np.testing.assert_allclose(recall.retained(lengths, curve, q), wanted, atol=1e-12)
+
+
+def test_bootstrap_of_whole_curves():
+    rng = np.random.default_rng(0)
+    values = rng.uniform(size=(60, 3, 2))
+    draws = recall.resampled(values, rng, 4000)
+    assert draws.shape == (4000, 3, 2)
+    np.testing.assert_allclose(draws.std(0), values.std(0) / math.sqrt(60), rtol=0.1)
+    low, high = recall.simultaneous(draws[:, :, 0])
+    single = np.quantile(draws[:, 0, 0], [0.025, 0.975])
+    assert low[0] < single[0] < values[:, 0, 0].mean() < single[1] < high[0]
+    together = ((draws[:, :, 0] >= low) & (draws[:, :, 0] <= high)).all(1).mean()
+    assert 0.94 < together < 0.97
+    ends = np.array([[8.0, np.inf], [9.0, 40.0], [8.0, np.inf]])
+    low, high = recall.critical_interval(ends, [8, 16, 32])
+    assert low.tolist() == [0.0, 32.0]
+    assert high.tolist() == [9.0, np.inf]
+    low, high = recall.simultaneous(np.array([1.0, np.inf, 2.0, np.inf] * 100))
+    assert (low, high) == (1.0, np.inf)
 
 
 # --- any encoder ---------------------------------------------------------------------------------------------------
@@ -346,7 +374,7 @@ def test_diluted_recall_ceiling_against_a_simulated_sum():
     previous = 1.1
     for n in (10, 20, 40, 100, 400):
         weight = 1 / (1 + np.exp(rng.normal(size=(20000, n - 1))).sum(1))
-        simulated = 1 / q + (spread * weight > 4 * eps).mean()
+        simulated = 1 / q + (1 - 1 / q) * (spread * weight > 4 * eps).mean()
         bound = bounds.diluted_recall_ceiling(n, q, mean=mu, square=m2, spread=spread, eps=eps)
         assert min(1, simulated) <= bound + 1e-9
         assert bound <= previous
@@ -354,13 +382,137 @@ def test_diluted_recall_ceiling_against_a_simulated_sum():
     assert previous == pytest.approx(1 / q, abs=1e-3)
     n, total = 30, 29 * mu
     theta = 1 - (spread / (4 * eps) - 1) / total
-    wanted = 1 / q + math.exp(-(theta**2) * total**2 / (2 * 29 * m2))
+    wanted = 1 / q + (1 - 1 / q) * math.exp(-(theta**2) * total**2 / (2 * 29 * m2))
     assert bounds.diluted_recall_ceiling(n, q, mean=mu, square=m2, spread=spread, eps=eps) == pytest.approx(wanted)
     for few in (1, 2, 50):  # a spread of 4ε: no context is needed
         assert bounds.diluted_recall_ceiling(few, q, mean=mu, square=m2, spread=1.0, eps=0.25) == 1 / q
     assert bounds.diluted_recall_ceiling(1, q, mean=mu, square=m2, spread=1.01, eps=0.25) == 1
     with pytest.raises(ValueError, match="mean"):
         bounds.diluted_recall_ceiling(5, q, mean=2.0, square=1.0, spread=1.0, eps=1.0)
+
+
+def weights_of(model):
+    return {name: weight.double().numpy() for name, weight in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("causal", [False, True])
+def test_exchange_effect_is_attained_by_uniform_attention(depth, causal):
+    """Where attention is flat and values are the tokens, the first of n tokens moves the logits by just that much."""
+    model = recall.averaging_network(depth, causal=causal)
+    query = torch.zeros(1, 1, 1, dtype=torch.float64)
+    for n in (1, 2, 7, 40):
+        prompt, token = torch.zeros(n, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        moved = recall.exchanged(model, prompt, token, query, own_token=False)
+        later = recall.exchanged(model, prompt, token, query, place=n - 1, own_token=False)
+        assert later == pytest.approx(moved) if n == 1 or depth == 1 or not causal else later < moved
+        effect = bounds.exchange_effect(model.config, weights_of(model), n, radius=1.0, query_radius=0.0, change=1.0)
+        assert moved == pytest.approx(effect, rel=1e-12)
+        closed = [sum(math.log(n) ** i / math.factorial(i) for i in range(k)) / n for k in range(1, depth + 1)]
+        paths = [math.comb(depth, k) for k in range(1, depth + 1)]  # every layer passes on and averages
+        if causal:
+            assert effect <= np.dot(paths, closed) * (1 + 1e-12)
+        else:
+            assert effect == pytest.approx((2**depth - 1) / n)
+
+
+@pytest.mark.parametrize("positions", ["none", "learned", "rotary"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("own_token", [False, True])
+def test_exchange_effect_bounds_what_one_token_does(positions, causal, own_token):
+    generator = torch.Generator().manual_seed(8)
+
+    def ball(*shape):
+        return measure.into_ball(torch.randn(*shape, generator=generator, dtype=torch.float64), 1.0)
+
+    most = 0.0
+    for depth, norm, mlp in itertools.product((1, 2, 3), ("none", "rms"), (0, 6)):
+        config = TransformerConfig(
+            d=4, q=3, depth=depth, heads=2, mlp=mlp, norm=norm, norm_eps=0.5, causal=causal, positions=positions,
+            inverse_temperature=0.3,
+        )  # fmt: skip
+        model = Transformer(config, generator=generator).double()
+        for n, place in ((2, 0), (9, 0), (9, 8), (9, 4)):
+            prompt, token, query = ball(n, 4), ball(1, 4)[0], ball(6, 2, 4)
+            moved = recall.exchanged(model, prompt, token, query, place, own_token=own_token)
+            effect = bounds.exchange_effect(
+                config, weights_of(model), n, radius=1.0, query_radius=1.0, change=float((prompt[place] - token).norm())
+            )
+            most = max(most, moved / effect)
+    assert 1e-3 < most <= 1
+
+
+def test_exchange_effect_of_a_single_head_is_the_constant_of_lemma_7a():
+    """One token at the top of the ball, all others at its bottom: e^{2B}(1 + 2B)/n in the limit of many."""
+    model, n = Transformer(TransformerConfig(d=2, q=2)).double(), 20_000
+    block = model.blocks[0]
+    for weight in (block.query, block.key, block.value, block.output):
+        weight.copy_(torch.eye(2))
+    model.unembedding.copy_(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
+    prompt = torch.tensor([[-1.0, 0.0]], dtype=torch.float64).repeat(n, 1)
+    prompt[0, 0] = 1
+    query = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
+    moved = recall.exchanged(model, prompt, torch.tensor([1 - 1e-4, 0.0]).double(), query, own_token=False)
+    effect = bounds.exchange_effect(model.config, weights_of(model), n, radius=1.0, query_radius=1.0, change=1e-4)
+    B = 1 / math.sqrt(2)
+    assert effect == pytest.approx(1e-4 * math.exp(2 * B) * (1 + 2 * B) / n)
+    assert 0.999 < moved / effect <= 1
+    for wrong in (dict(n=0), dict(change=-1.0), dict(radius=math.nan)):
+        with pytest.raises(ValueError, match="must be"):
+            bounds.exchange_effect(model.config, weights_of(model), **(dict(n=5, radius=1.0, query_radius=1.0) | wrong))
+    scaled = replace(model.config, context_scaling="log")
+    with pytest.raises(ValueError, match="context"):
+        bounds.exchange_effect(scaled, weights_of(model), 5, radius=1.0, query_radius=1.0)
+
+
+def exact_argmax_recall(values, law, own, n):
+    """Two labels, one fact a token: others add `values` with the probabilities `law`, the fact asked for ±`own`."""
+    total = np.array([1.0])
+    for _ in range(n - 1):
+        total = np.convolve(total, law)
+    sums = (n - 1) * values[0] + np.arange(len(total))
+    return (total[sums + own > 0].sum() + total[sums - own < 0].sum()) / 2
+
+
+@pytest.mark.parametrize(("values", "law"), [((-1, 0, 1), (0.5, 0, 0.5)), ((-2, -1, 0, 1, 2), (0.1, 0.2, 0, 0.6, 0.1))])
+def test_argmax_recall_ceiling_against_exact_convolutions(values, law):
+    values, law, own = np.array(values), np.array(law), max(values)
+    deviation = math.sqrt(law @ values**2 - (law @ values) ** 2)
+    excess = []
+    for n in (2, 3, 9, 64, 257):
+        recalled = exact_argmax_recall(values, law, own, n)
+        ceiling = bounds.argmax_recall_ceiling(n, 2, spread=2 * own, deviation=deviation)
+        assert recalled <= ceiling
+        excess.append((recalled - 0.5) * math.sqrt(n - 1) / (0.75 * 2 * own / deviation))
+    if law @ values == 0:  # a normal sum without a bias has √(2/π)/3 = 0.266 of the bound
+        assert excess[-1] == pytest.approx(math.sqrt(2 / math.pi) / 3, rel=0.02)
+    assert max(excess) > 0.1
+
+
+def test_the_constant_of_the_argmax_ceiling():
+    """(1/K(θ)) √(π/c)/(2θ) with K(θ) = (sin(θ/2)/(θ/2))², c = (1 − cos 2θ)/4θ²: below 3/2 at θ = 4/3."""
+    theta = 4 / 3
+    kernel = (math.sin(theta / 2) / (theta / 2)) ** 2
+    c = (1 - math.cos(2 * theta)) / (4 * theta**2)
+    assert 1.498 < math.sqrt(math.pi / c) / (2 * theta * kernel) < 1.5
+    with pytest.raises(ValueError, match="deviation"):
+        bounds.argmax_recall_ceiling(5, 2, spread=1.0, deviation=0.6)
+    assert bounds.argmax_recall_ceiling(1, 4, spread=1.0, deviation=0.5) == 1
+    assert bounds.argmax_recall_ceiling(10_001, 4, spread=1.0, deviation=0.5) == pytest.approx(0.25 + 0.045)
+
+
+def test_argmax_ceiling_for_three_values_by_counting():
+    """Equal attention, votes for the own value: all counts of the other facts' labels."""
+    for n in (10, 40):
+        won = 0.0
+        for a in range(n):
+            for b in range(n - a):
+                counts = np.array([a, b, n - 1 - a - b])
+                probability = stats.multinomial.pmf(counts, n - 1, [1 / 3] * 3)
+                won += probability * np.mean([counts[y] + 1 > np.delete(counts, y).max() for y in range(3)])
+        # f_y − f_y' is 1, −1 or 0
+        ceiling = bounds.argmax_recall_ceiling(n, 3, spread=2.0, deviation=math.sqrt(2 / 3))
+        assert 1 / 3 + 0.05 * (ceiling - 1 / 3) < won <= ceiling
 
 
 @pytest.mark.parametrize("q", [2, 5, 16])

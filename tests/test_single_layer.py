@@ -67,6 +67,17 @@ def test_attention_among_the_text_in_the_joint_softmax():
     assert (joint[..., 7:] - alone.pattern).abs().max() > 0.01  # the prompt does take a share
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES[:3])
+def test_mass_and_mean_value_of_a_prompt_are_the_same_for_texts_that_share_the_read_token(architecture):
+    model, generator = network(7, **architecture)
+    texts, prompt = normal(generator, 3, 5, 8), normal(generator, 6, 8)
+    texts[:, -1] = texts[0, -1].clone()
+    (seen,), _ = construct.own_and_prompt(model, texts, prompt)
+    for part in (seen.prompt_log_mass, seen.bias):
+        assert (part[:, :, -1] - part[:1, :, -1]).abs().max() < 1e-12
+        assert (part[:, :, 0] - part[:1, :, 0]).abs().max() > 1e-3  # other tokens differ
+
+
 def test_the_second_layer_attends_differently_behind_a_prompt():
     model, generator = network(3, **ARCHITECTURES[3])
     text, prompt = normal(generator, 1, 6, 8), normal(generator, 4, 8)

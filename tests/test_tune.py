@@ -127,7 +127,7 @@ def test_no_step_makes_it_worse_and_bad_steps_are_refused():
 )
 def test_planted_targets_are_solved_below_the_effective_dimension_only(n, c, norm_eps, depth, reachable):
     config = TransformerConfig(d=4, q=c, depth=depth, heads=2, mlp=8, norm="rms", norm_eps=norm_eps)
-    dimension = bounds.effective_dimension(config, M)
+    dimension = bounds.effective_dimension(config, M, rank_checked=True)
     assert (n * c <= 0.75 * dimension) if reachable else (n * c >= 1.25 * dimension)
     model, queries, targets, _ = problem(n, tables=4, config=config)
     start = torch.randn(4 * 12, M, 4, generator=seeded(5)).double()

@@ -8,7 +8,7 @@
 
   // --- formulas -----------------------------------------------------------------------------------------------------
 
-  const SOFT = ["counting", "counting_in_radius", "resolution", "entropy"]; // what bounds a soft prompt
+  const SOFT = ["counting", "counting_in_radius", "entropy"]; // what bounds a soft prompt
 
   /* log2 of how many numbers of a binary floating-point format lie in [-radius, radius]. */
   function floatBits(radius, exponent, fraction) {
@@ -50,21 +50,6 @@
     return Math.min(1, 1 / q + high);
   }
 
-  /* Coordinates of a soft prompt that outputs can see. */
-  function effectiveDimension(a, m) {
-    const ambient = a.width - (a.norm === "layer" ? 1 : 0);
-    const sphere = a.norm !== "none" && a.norm_eps === 0 ? 1 : 0;
-    if (ambient <= sphere) return 0;
-    const read = a.kv_heads * (Math.min(a.key_dim, ambient) + Math.min(a.value_dim, ambient));
-    if (a.layers === 1) return m * Math.min(ambient - sphere, read);
-    return m * (a.causal ? Math.min(ambient, a.layers * read) : ambient);
-  }
-
-  function prefixDimension(a, m) {
-    const ambient = a.width - (a.norm === "layer" ? 1 : 0);
-    return a.layers * m * a.kv_heads * (Math.min(a.key_dim, ambient) + Math.min(a.value_dim, ambient));
-  }
-
   /* What `prompt_memory.budget.budget` computes: {values: {key: [value, bits, tokens]}, smallest, vacuous}. */
   function bounds(input, formats) {
     const a = input;
@@ -78,7 +63,11 @@
     let range = given("logit_range");
     if (range === null && given("logit_cap") !== null) range = 2 * a.logit_cap;
     const perToken = Math.log2(a.vocabulary);
-    const cached = a.layers * a.kv_heads * (a.key_dim + a.value_dim);
+    const caches = given("cache") || [[a.kv_heads, a.key_dim, a.value_dim]];
+    const stored = caches.reduce((sum, [heads, keys, values]) => sum + heads * (keys + values), 0);
+    const compressed = given("compressed");
+    const cached = compressed !== null ? a.layers * compressed : given("cache") ? stored : a.layers * stored;
+    const attention = given("attention") || "full";
     const values = {};
     const vacuous = [];
     const put = (key, value, empty) => {
@@ -97,7 +86,7 @@
     putBits("resolution", slope === null ? null : m * slope * perToken);
     const entropy = () => (a.width * m * Math.log1p((radius * input.lipschitz) / (margin / 2))) / Math.LN2;
     putBits("entropy", margin === null ? null : entropy());
-    putBits("prefix", form.bits * cached * m);
+    putBits("prefix", compressed === null ? form.bits * cached * m : null);
     putBits("hard", m * perToken);
 
     let smallest = "counting";
@@ -105,8 +94,9 @@
       if (values[key][1] !== null && values[key][1] < values[smallest][1]) smallest = key;
     }
     const B = values[smallest][1];
-    put("dimension", effectiveDimension(a, m));
-    put("prefix_dimension", prefixDimension(a, m));
+    const ambient = a.width - (a.norm === "layer" ? 1 : 0);
+    put("dimension", m * (a.causal || a.layers === 1 ? Math.min(ambient, cached) : ambient));
+    put("prefix_dimension", compressed === null ? m * cached : null);
     put("accessible_slope", slope);
     const context = given("context");
     const longest = a.causal ? (B + 1) / perToken : null;
@@ -116,16 +106,20 @@
     const recall = length === null ? null : recallCeiling(B, length, a.vocabulary);
     put("recall", recall, recall === 1);
     const tooMany = (count) => count !== null && context !== null && count >= context;
-    const exact = a.causal || a.layers === 1 ? input.queries * a.layers * a.heads * a.value_dim : null;
+    const written = given("written") !== null ? a.written : a.layers * a.heads * a.value_dim;
+    const exact = (a.causal || a.layers === 1) && attention !== "other" && a.heads !== null ? input.queries * written : null;
     put("exact_compression", exact, tooMany(exact));
     let moments = null;
-    if (a.positions !== "alibi" && given("logit_cap") === null) {
+    if (["learned", "rotary"].includes(a.positions) && given("logit_cap") === null && attention === "full") {
       const k = input.degree;
-      moments = a.kv_heads * (binomial(a.key_dim + k, k) * (1 + a.value_dim) - 1) + 1;
-      if (a.positions === "learned") moments = Math.min(moments, binomial(a.width + k + 1, k + 1));
+      const count = ([heads, keys, values]) => heads * (binomial(keys + k, k) * (1 + values) - 1) + 1;
+      moments = Math.max(...caches.map(count));
     }
     put("moments", moments, tooMany(moments));
-    put("dilution", range === null || context === null ? null : 1 / (1 + (context - 1) * Math.exp(-range)));
+    const window = given("window");
+    const seen = window === null ? context : context === null ? window : Math.min(window, context);
+    const covered = seen !== null && (attention === "full" || (attention === "window" && window !== null));
+    put("dilution", covered && range !== null ? 1 / (1 + (seen - 1) * Math.exp(-range)) : null);
     return { values, smallest, vacuous: vacuous.sort() };
   }
 
@@ -164,18 +158,18 @@
   const ROWS = [
     ["counting", "Soft prompt: all its bits", "Theorem 1"],
     ["counting_in_radius", "Soft prompt: numbers of the format within the radius", "Theorem 1"],
-    ["resolution", "Soft prompt: vectors told apart at ε", "Slope"],
+    ["resolution", "Soft prompt: only strings told apart at ε (others are not counted)", "Slope"],
     ["prefix", "Prefix: keys and values in every layer", "Theorem 1"],
     ["hard", "Hard prompt of tokens", "Theorem 1"],
   ];
   const FACTS = [
     ["dimension", "coordinates of the soft prompt that outputs can see", "Theorem 3"],
-    ["accessible_slope", "random tokens that one vector can decide, told apart at ε", "Slope"],
+    ["accessible_slope", "random tokens that one vector can decide, if only strings told apart at ε count", "Slope"],
     ["accessible_length", "tokens: length from which half of all strings are out of reach", "Theorem 4"],
     ["recall", "of the random tokens recalled, at most", "Theorem 1"],
     ["exact_compression", "cache positions that serve the queries exactly", "Theorem 5"],
     ["moments", "cache positions of a layer with all its moments", "Theorem 6"],
-    ["dilution", "of the attention on one token of a full context, at most", "Theorem 8"],
+    ["dilution", "of the attention on one token of a full context or window, at most", "Theorem 8"],
   ];
   const CONTROLS = [ // name, label, least, most, whole number
     ["Prompt", [
@@ -184,14 +178,17 @@
     ["Model", [
       ["width", "width d", 8, 16384, true],
       ["layers", "layers L", 1, 128, true],
+      ["heads", "heads with queries H", 1, 256, true],
       ["kv_heads", "heads with keys and values", 1, 128, true],
-      ["key_dim", "dimension of a head", 4, 512, true],
+      ["key_dim", "dimension of a key", 4, 512, true],
+      ["value_dim", "dimension of a value", 4, 512, true],
       ["vocabulary", "vocabulary V", 2, 300000, true],
       ["context", "context, tokens", 16, 1048576, true],
+      ["window", "window, tokens: some layers see no more", 16, 1048576, true],
     ]],
     ["What a configuration does not say", [
       ["radius", "radius r of the vectors", 0.01, 10000, false],
-      ["eps", "resolution ε", 1e-8, 10000, false],
+      ["eps", "distance ε at which strings are told apart", 1e-8, 10000, false],
       ["logit_range", "range Δ of softmax logits", 0.1, 100, false],
     ]],
     ["Questions", [
@@ -199,6 +196,13 @@
       ["queries", "queries to compress for", 1, 1000, true],
       ["degree", "degree k of the moments", 0, 8, true],
     ]],
+  ];
+  // What may be left out: a box says whether it is known.
+  const OPTIONAL = { window: "sliding window", radius: "radius known", eps: "distance ε known", logit_range: "logit range known" };
+  const CHOICES = [ // name, label, [value, text]
+    ["norm", "norm", [["none", "RMSNorm or another"], ["layer", "LayerNorm only"]]],
+    ["positions", "positions", [["rotary", "rotary or learned"], ["alibi", "ALiBi"], ["unknown", "another kind"]]],
+    ["causal", "tokens see", [["true", "earlier tokens only"], ["false", "all tokens"]]],
   ];
   const POSITIONS = 1000; // of a slider
 
@@ -229,7 +233,8 @@
     }
     const state = { ...data.models[data.start.model], ...data.start };
     const inputs = {};
-    let heads = state.heads; // of the model that was chosen last
+    const known = Object.fromEntries(Object.keys(OPTIONAL).map((name) => [name, false]));
+    let sameValues = true; // the dimension of a value follows that of a key until somebody says otherwise
     place.replaceChildren();
 
     const chosen = make("select", { id: "budget-model" });
@@ -253,16 +258,29 @@
       const number = make("input", { type: "number", id, min: least, max: most, step: whole ? 1 : "any" });
       const set = (value, from) => {
         state[name] = value;
-        if (name === "key_dim") state.value_dim = value;
-        if (from !== slider) slider.value = Math.round(at(value));
-        if (from !== number) number.value = whole ? value : Number(value.toPrecision(5));
-        slider.setAttribute("aria-valuetext", show(value));
+        if (from !== slider && value !== null) slider.value = Math.round(at(value));
+        if (from !== number) number.value = value === null ? "" : whole ? value : Number(value.toPrecision(5));
+        slider.setAttribute("aria-valuetext", value === null ? "not given" : show(value));
         number.removeAttribute("aria-invalid");
       };
-      const own = () => {
-        const known = data.models[chosen.value];
-        if (known && name in known && name !== "radius" && known[name] !== state[name]) chosen.value = "your own";
-        if (name === "kv_heads") state.heads = Math.max(1, Math.round(heads / state.kv_heads)) * state.kv_heads;
+      const box = name in OPTIONAL ? make("input", { type: "checkbox", id: `${id}-known` }) : null;
+      const mark = (is) => {
+        known[name] = is;
+        box.checked = is;
+        line.classList.toggle("budget-unknown", !is);
+      };
+      const line = make("div", { class: "budget-control" }, make("label", { for: id }, label));
+      if (box) {
+        line.append(make("span", { class: "budget-known" }, box, make("label", { for: box.id }, OPTIONAL[name])));
+        box.addEventListener("change", () => { mark(box.checked); own(name); update(); });
+      }
+      const chosenByHand = (value, from) => {
+        set(value, from);
+        if (name === "value_dim") sameValues = false;
+        if (name === "key_dim" && sameValues) inputs.value_dim.set(value);
+        own(name); // before the box, which it may clear
+        if (box) mark(true);
+        update();
       };
       let last = null;
       slider.addEventListener("input", () => {
@@ -277,24 +295,64 @@
           value = Number(value.toPrecision(4));
         }
         last = place;
-        set(Math.min(most, Math.max(least, value)), slider);
-        own();
-        update();
+        chosenByHand(Math.min(most, Math.max(least, value)), slider);
       });
       slider.addEventListener("focus", () => { last = Number(slider.value); });
       slider.addEventListener("change", () => { slider.value = Math.round(at(state[name])); last = Number(slider.value); });
       number.addEventListener("input", () => {
         const value = Number(number.value);
+        if (number.value === "" && !number.validity.badInput && (box || name === "heads")) {
+          if (box) mark(false);
+          else set(null, number);
+          own(name);
+          update();
+          return;
+        }
         if (number.value === "" || !(value >= least && value <= most) || (whole && !Number.isInteger(value))) {
           number.setAttribute("aria-invalid", "true");
           return;
         }
-        set(value, number);
-        own();
+        chosenByHand(value, number);
+      });
+      inputs[name] = { set, mark: box ? mark : null, number };
+      line.append(slider, number);
+      return line;
+    }
+
+    const choices = Object.fromEntries(CHOICES.map(([name, , options]) => {
+      const select = make("select", { id: `budget-${name}` });
+      for (const [value, text] of options) select.append(make("option", { value }, text));
+      select.addEventListener("change", () => {
+        state[name] = name === "causal" ? select.value === "true" : select.value;
+        own(name);
         update();
       });
-      inputs[name] = { set };
-      return make("div", { class: "budget-control" }, make("label", { for: id }, label), slider, number);
+      return [name, select];
+    }));
+    const showChoices = () => {
+      choices.norm.value = state.norm === "layer" ? "layer" : "none";
+      choices.positions.value = state.positions === "learned" ? "rotary" : state.positions;
+      choices.causal.value = String(state.causal);
+    };
+
+    /* A change by hand makes the model the reader's own: what was known of the published one and is not on the page, or
+       not known of every model, is forgotten. */
+    function own(name) {
+      const model = data.models[chosen.value];
+      const part = name === "window" ? known.window !== (model && model.window !== null) || state.window !== model.window
+        : model && name in model && !(name in OPTIONAL) && model[name] !== state[name];
+      if (!model || !part) return;
+      chosen.value = "your own";
+      forget(name);
+    }
+
+    function forget(name) {
+      Object.assign(state, { cache: null, written: null, compressed: null, logit_cap: null, attention: "full" });
+      if (name !== "norm") state.norm = "none"; // then all d coordinates count, which is always an upper bound
+      if (name !== "positions") state.positions = "unknown";
+      if (name !== "heads") inputs.heads.set(null);
+      for (const [other, { mark }] of Object.entries(inputs)) if (mark && other !== name) mark(false);
+      showChoices();
     }
 
     for (const [legend, controls] of CONTROLS) {
@@ -302,14 +360,22 @@
       if (legend === "Model") group.append(choice("model", chosen));
       if (legend === "Prompt") group.append(choice("number format", precision));
       group.append(...controls.map(control));
+      if (legend === "Model") group.append(...CHOICES.map(([name, label]) => choice(label, choices[name])));
       form.append(group);
+    }
+    function take(model) {
+      Object.assign(state, model);
+      sameValues = model.value_dim === model.key_dim;
+      for (const [name, { set, mark }] of Object.entries(inputs)) {
+        if (name in model && model[name] !== null) set(model[name]);
+        if (mark) mark(name === "window" ? model.window !== null : data.known.includes(name) && name in model);
+      }
+      showChoices();
     }
     chosen.addEventListener("change", () => {
       const model = data.models[chosen.value];
-      if (!model) return;
-      Object.assign(state, model);
-      heads = model.heads;
-      for (const [name, { set }] of Object.entries(inputs)) if (name in model && model[name] !== null) set(model[name]);
+      if (model) take(model);
+      else forget(null);
       update();
     });
     precision.addEventListener("change", () => {
@@ -335,7 +401,14 @@
       theorem === "Slope" ? "Slope of accessible strings" : theorem);
 
     function update() {
-      const found = bounds(state, data.formats);
+      const uneven = state.heads !== null && state.heads % state.kv_heads !== 0;
+      inputs.heads.number.setCustomValidity(uneven ? "a multiple of the heads with keys and values" : "");
+      inputs.heads.number[uneven ? "setAttribute" : "removeAttribute"]("aria-invalid", "true");
+      const input = { ...state, heads: uneven ? null : state.heads };
+      for (const name of Object.keys(OPTIONAL)) if (!known[name]) input[name] = null;
+      if (!known.radius) input.eps = null; // only their ratio counts
+      if (known.window) input.attention = "window";
+      const found = bounds(input, data.formats);
       const shown = ROWS.filter(([key]) => found.values[key][1] !== null);
       const most = Math.log10(Math.max(...shown.map(([key]) => found.values[key][1])));
       bars.replaceChildren(...shown.map(([key, title, theorem]) => {
@@ -356,9 +429,14 @@
         return make("li", { "data-bound": key, "data-value": value },
           make("strong", {}, shown), ` ${text}${note} `, link(theorem));
       }));
+      if (input.heads === null) {
+        facts.append(make("li", {}, uneven ? "H must be a multiple of the heads with keys and values. "
+          : "Cache positions that serve the queries exactly: give H, the heads with queries. ", link("Theorem 5")));
+      }
       const [, bits, tokens] = found.values[found.smallest];
       const name = ROWS.find(([key]) => key === found.smallest);
-      summary.textContent = `At most ${show(bits)} bits in this soft prompt, or ${show(tokens)} random tokens. ` +
+      const within = found.smallest === "counting_in_radius" ? `If all vectors stay within r = ${show(state.radius)}: at` : "At";
+      summary.textContent = `${within} most ${show(bits)} bits in this soft prompt, or ${show(tokens)} random tokens. ` +
         `Smallest bound: ${name ? name[1].replace("Soft prompt: ", "") : found.smallest}.`;
       draw(found);
     }
@@ -369,7 +447,7 @@
       const height = 260;
       const [left, right, top, bottom] = [64, width < 480 ? 108 : 130, 30, 40];
       const span = 2 * state.prompt_length;
-      const names = { counting: "all bits", counting_in_radius: "within radius", resolution: "apart at ε" };
+      const names = { counting: "all bits", counting_in_radius: "within radius", resolution: "told apart" };
       const lines = Object.keys(names).concat("hard")
         .filter((key) => found.values[key][2] !== null)
         .map((key) => ({ key, slope: found.values[key][2] / state.prompt_length,
@@ -416,7 +494,8 @@
 
     chosen.value = data.start.model;
     precision.value = data.start.precision;
-    for (const [name, { set }] of Object.entries(inputs)) set(state[name]);
+    for (const [name, { set }] of Object.entries(inputs)) set(state[name] === undefined || state[name] === null ? 4096 : state[name]);
+    take(data.models[data.start.model]);
     update();
     let drawn = chart.clientWidth;
     window.addEventListener("resize", () => {

@@ -74,7 +74,7 @@ def run_seed(name: str, profile: str, seed: int, path: Path) -> None:
         place = next((f"line {frame.lineno} of {frame.filename}" for frame in reversed(traceback.extract_tb(
             problem.__traceback__)) if frame.filename.startswith("notebooks/")), "outside the cells")  # fmt: skip
         error = f"{type(problem).__name__}: {problem} ({place})"[:600]
-    records = [record for recorder in recorders for record in recorder.content()["claims"]]
+    records = recorders[0].content()["claims"] if recorders else []  # others only show what a violation is
     content = {
         "seed": seed,
         "core_seconds": round(time.process_time() - start, 2),

@@ -1,8 +1,10 @@
 """One frozen network tuned in four ways: soft prompt, prefix, LoRA, all weights; and what each of them memorises.
 
-The network is a `transformers` GPT-2 with our weights; soft prompt, prefix and LoRA are those of `peft`, not written
-again here.  All of them get the same task, a *table*: K different random keys, each followed by a string of random
-labels, to be held by one adaptation.  Shapes: `K` entries, `T` tokens in a key, `n` labels in a string.
+The network is a `transformers` GPT-2 with our weights; soft prompt, prefix and LoRA are those of `peft`: they start
+there and are judged there.  Many tables are trained at once by `logits_together`, the same function without its common
+work (the tests compare logits and gradients).  All tunings get the same task, a *table*: K different random keys, each
+followed by a string of random labels, to be held by one adaptation.  Shapes: `K` entries, `T` tokens in a key, `n`
+labels in a string, `R` tables that are learned at once, each by its own adaptation.
 """
 
 import math
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ from prompt_memory.transformer import Transformer
 
 KINDS = ("soft prompt", "prefix", "LoRA", "all weights")
 TARGETS = ("c_attn", "c_proj", "c_fc")  # every matrix inside the layers of a GPT-2 (two of them are called c_proj)
+START = 1_000_003  # added to the seed of a table for the start of the tuning: a start knows nothing of the labels
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,14 @@ def recalled(adapted: nn.Module, table: Table, *, chunk: int = 2048) -> Bool[Ten
 
 
 def tune(
-    adapted: nn.Module, table: Table, *, steps: int, learning_rate: float, batch: int, generator: torch.Generator
+    adapted: nn.Module,
+    table: Table,
+    *,
+    steps: int,
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+    batch: int,
+    generator: torch.Generator,
 ) -> nn.Module:
     """Train the numbers that require gradients with Adam on the cross-entropy of all labels; the same module.
 
@@ -146,20 +157,126 @@ def tune(
     RuntimeError with the step if the loss is not finite.
     """
     weights = trained(adapted)
-    adam = torch.optim.Adam(weights, lr=learning_rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, steps))
     parts = _batches(len(table.keys), batch, generator)
-    for step in range(steps):
+
+    def loss():
         part = next(parts)
         logits = label_logits(adapted, Table(table.keys[part], table.labels[part]))
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), table.labels[part].flatten())
-        if not torch.isfinite(loss):
+        return F.cross_entropy(logits.flatten(0, 1), table.labels[part].flatten())
+
+    _adam(weights, loss, steps, learning_rate, betas)
+    return adapted
+
+
+def tune_together(
+    model: Transformer,
+    tuning: Tuning,
+    numbers: Sequence[Float[Tensor, "R ..."]],
+    keys: Int[Tensor, "R K T"],
+    labels: Int[Tensor, "R K n"],
+    *,
+    steps: int,
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+) -> list[Float[Tensor, "R ..."]]:
+    """As `tune` with all entries in every step, for R tables at once: the numbers of R adaptations after `steps`.
+
+    `numbers` are the trained tensors of `adapt`, stacked; the forward pass is `logits_together`.  Runs do not touch
+    each other: each has its own gradient, and Adam acts on each number by itself.
+    ValueError for all weights; RuntimeError with the step if a loss is not finite.
+    """
+    numbers = [weight.detach().clone().requires_grad_(True) for weight in numbers]
+    K, n = labels.shape[1:]
+
+    def loss():
+        logits = logits_together(model, tuning, numbers, keys, labels)
+        return F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="sum") / (K * n)
+
+    _adam(numbers, loss, steps, learning_rate, betas)
+    return [weight.detach() for weight in numbers]
+
+
+def _adam(weights, loss, steps, learning_rate, betas) -> None:
+    adam = torch.optim.Adam(weights, lr=learning_rate, betas=betas)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, steps))
+    for step in range(steps):
+        value = loss()
+        if not torch.isfinite(value):
             raise RuntimeError(f"the loss is not finite in step {step}: lower the learning rate of {learning_rate:g}")
         adam.zero_grad()
-        loss.backward()
+        value.backward()
         adam.step()
         schedule.step()
-    return adapted
+
+
+def logits_together(
+    model: Transformer,
+    tuning: Tuning,
+    numbers: Sequence[Float[Tensor, "R ..."]],
+    keys: Int[Tensor, "R K T"],
+    labels: Int[Tensor, "R K n"],
+) -> Float[Tensor, "R K n q"]:
+    """`label_logits` of R adaptations on R tables, the same numbers up to rounding, without their common work.
+
+    The stream of a soft prompt is computed once for a table and not once for an entry, and the last layer only where
+    it is read.  `numbers` are the tensors of `trained`, in its order, stacked.  ValueError for all weights.
+    """
+    c, kind = model.config, tuning.kind
+    if kind == "all weights":
+        raise ValueError("all weights are trained one table at a time")
+    (R, K), n, H = keys.shape[:2], labels.shape[-1], c.heads
+    ids = torch.cat([keys, labels[..., :-1]], -1)  # [R, K, T + n − 1]
+    T, m = ids.shape[-1], 0 if kind == "LoRA" else tuning.size
+    x = model.embedding[ids] + model.position[m : m + T]
+    factors = iter(zip(numbers[::2], numbers[1::2], strict=True)) if kind == "LoRA" else None
+    if kind == "soft prompt":
+        p = numbers[0] + model.position[:m]  # [R, m, d]
+    elif kind == "prefix":  # keys and values of a layer, as peft cuts them out of one row
+        cache = numbers[0].view(R, m, 2 * c.depth, H, c.d_k).permute(2, 0, 3, 1, 4)  # [2L, R, H, m, d_k]
+
+    def times(x, weight, bias=None):
+        y = F.linear(x, weight.T, bias)
+        if factors is not None:
+            A, B = next(factors)  # [R, r, inputs], [R, outputs, r]
+            y = y + (x.flatten(1, -2) @ A.mT @ B.mT).view(y.shape)
+        return y
+
+    def token_wise(block, x):
+        hidden = times(block.norm2(x), block.up, block.up_bias)
+        return x + times(F.relu(hidden) if c.activation == "relu" else F.gelu(hidden), block.down, block.down_bias)
+
+    def heads(x, weight):
+        q, k, v = (part.unflatten(-1, (H, -1)).transpose(-2, -3) for part in times(x, weight).split(c.d, -1))
+        return q / math.sqrt(c.d_k), k, v  # [..., H, T, d_k]
+
+    def past(t):
+        return torch.full((t, t), -math.inf, dtype=x.dtype, device=x.device).triu(1)
+
+    for layer, block in enumerate(model.blocks):
+        last = layer == c.depth - 1
+        weight = torch.cat([block.query, block.key, block.value], 1)
+        q, k, v = heads(block.norm1(x), weight)
+        if last:
+            x, q = x[:, :, -n:], q[..., -n:, :]
+        t = q.shape[-2]
+        scores = q @ k.mT + past(T)[-t:]  # [R, K, H, t, T]
+        if m:
+            if kind == "soft prompt":
+                q_p, k_p, v_p = heads(block.norm1(p), weight)
+                if not last:
+                    mixed = (q_p @ k_p.mT + past(m)).softmax(-1) @ v_p
+                    p = token_wise(block, p + mixed.transpose(1, 2).flatten(2) @ block.output)
+            else:
+                k_p, v_p = cache[2 * layer], cache[2 * layer + 1]
+            whole = q.transpose(1, 2).flatten(2, 3)  # [R, H, K t, d_k]: one product for all entries
+            seen = (whole @ k_p.mT).unflatten(2, (K, t)).transpose(1, 2)
+            of_prompt, own = torch.cat([seen, scores], -1).softmax(-1).split([m, T], -1)
+            added = of_prompt.transpose(1, 2).flatten(2, 3) @ v_p
+            mixed = own @ v + added.unflatten(2, (K, t)).transpose(1, 2)
+        else:
+            mixed = scores.softmax(-1) @ v
+        x = token_wise(block, x + times(mixed.transpose(2, 3).flatten(3), block.output))
+    return model.norm(x) @ model.unembedding
 
 
 def _rate(step: int, steps: int) -> float:
@@ -224,64 +341,142 @@ def recall_when_rounded(
 class Memory(NamedTuple):
     """What one adaptation remembers of a table of K·n labels: `recall` of exactly this adaptation, and when rounded.
 
+    `gain` is what it saves of the bits of the labels, Σ (log2 q + log2 p(label)), p its softmax under teacher forcing.
     `rounded` holds (bits that describe it, recall) for each number of bits asked for.
     """
 
     K: int
     n: int
     recall: float
+    gain: float
     rounded: list[tuple[float, float]]
 
 
-def memorise(
-    model: Transformer, tuning: Tuning, K: int, n: int, *, steps: int, learning_rate: float, seed: int,
-    batch: int = 1024, bits: Sequence[int] = (),
-) -> Memory:  # fmt: skip
-    """Draw a table of K keys and K·n labels, adapt the network to it, and count what is recalled.
+@torch.no_grad()
+def likelihood_gain(adapted: nn.Module, table: Table, *, chunk: int = 2048) -> float:
+    """Σ (log2 q + log2 p(label)) over all labels, in bits: what an arithmetic code with these probabilities saves."""
+    total = 0.0
+    for keys, labels in zip(table.keys.split(chunk), table.labels.split(chunk), strict=True):
+        logits = label_logits(adapted, Table(keys, labels)).double()
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
+        total += labels.numel() * math.log2(logits.shape[-1]) - loss / math.log(2)
+    return total
 
-    Everything random follows from `seed`.  ValueError and RuntimeError as in `adapt`, `random_table` and `tune`.
+
+@torch.no_grad()
+def random_guesses(
+    model: Transformer,
+    tuning: Tuning,
+    keys: Int[Tensor, "K T"],
+    many: int,
+    *,
+    spread: float,
+    generator: torch.Generator,
+) -> Int[Tensor, "many K"]:
+    """The labels that `many` random adaptations give to the keys: the start plus normal noise of deviation `spread`."""
+    start = trained(adapt(model, tuning))
+    numbers = [one + spread * torch.randn(many, *one.shape, generator=generator) for one in start]
+    labels = torch.zeros(many, len(keys), 1, dtype=torch.long)
+    return logits_together(model, tuning, numbers, keys.expand(many, -1, -1), labels)[:, :, 0].argmax(-1)
+
+
+def memorise(
+    model: Transformer,
+    tuning: Tuning,
+    K: int,
+    n: int,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+    scale: float = 1.0,
+    batch: int = 1024,
+    bits: Sequence[int] = (),
+) -> list[Memory]:
+    """Draw a table of K keys and K·n labels for each seed, adapt the network to each, and count what is recalled.
+
+    Everything random follows from the seed: the table from `seed`, the start from `seed + START`, times `scale`.  With
+    the same seed a smaller table of labels is the beginning of a larger one.  Soft prompts, prefixes and LoRA learn all
+    tables together with all entries in every step, all weights one after the other with `batch` entries in a step; all
+    are judged as modules of `peft` and `transformers`.  ValueError and RuntimeError as in `adapt`, `random_table`,
+    `tune`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    table = random_table(K, n, model.config.q, generator=generator)
-    adapted = adapt(model, tuning, seed=seed)
-    start = [weight.detach().clone() for weight in trained(adapted)]
-    tune(adapted, table, steps=steps, learning_rate=learning_rate, batch=batch, generator=generator)
-    recall = recalled(adapted, table).double().mean().item()
-    return Memory(K, n, recall, recall_when_rounded(adapted, table, bits, start))
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    tables = [random_table(K, n, model.config.q, generator=generator) for generator in generators]
+    adapted = [adapt(model, tuning, seed=seed + START) for seed in seeds]
+    with torch.no_grad():
+        for weight in [weight for one in adapted for weight in trained(one)]:
+            weight *= scale
+    starts = [[weight.detach().clone() for weight in trained(one)] for one in adapted]
+    options = dict(steps=steps, learning_rate=learning_rate, betas=betas)
+    if tuning.kind == "all weights":
+        for one, table, generator in zip(adapted, tables, generators, strict=True):
+            tune(one, table, batch=batch, generator=generator, **options)
+    else:
+        stacked = [torch.stack(parts) for parts in zip(*starts, strict=True)]
+        keys, labels = (torch.stack(parts) for parts in zip(*tables, strict=True))
+        found = tune_together(model, tuning, stacked, keys, labels, **options)
+        with torch.no_grad():
+            for number, one in enumerate(adapted):
+                for weight, values in zip(trained(one), found, strict=True):
+                    weight.copy_(values[number])
+    return [
+        Memory(K, n, recalled(one, table).double().mean().item(), likelihood_gain(one, table),
+               recall_when_rounded(one, table, bits, start))
+        for one, table, start in zip(adapted, tables, starts, strict=True)
+    ]  # fmt: skip
 
 
 # --- numbers that nothing reads ------------------------------------------------------------------------------------
 
 
 def visible_numbers(config, tuning: Tuning) -> int:
-    """The largest rank of the derivative of all logits in the trained numbers, D_eff, for an exported network.
+    """The largest rank that the derivative of all logits in the trained numbers can have, for an exported network.
 
-    For L >= 2 layers, smooth activations, norm_eps > 0, generic weights and enough queries; see the chapter on other
-    tunings, which proves "at most".  Soft prompt m(d − 1): no norm reads the mean.  Prefix m·2·L·d.  LoRA: the r² of
-    BA = (BG⁻¹)(GA) in each of 4L matrices, and r for the one direction that is never fed to it or never read after it.
-    All weights: D less the dimension of the group that leaves the network unchanged.
-    ValueError for fewer than two layers, norm_eps = 0 or rectifiers.
+    Proved as an upper bound, for frozen weights in general position, L >= 2 layers and norm_eps > 0, in the chapter on
+    other tunings; attained, with smooth activations and enough queries, wherever it was measured.  With e = d − 1:
+
+    soft prompt   m·e: no norm reads the mean of a token
+    prefix        2·L·m·H·min(d_k, e)
+    LoRA          L·[r(e + 3d − r) + r(d + e − r) + 2ρ(e + w − ρ) − `lora_gauge`], ρ = min(r, w)
+    all weights   L·v + e(q + T − 1) + d·q − C(e, 2), v = H·k(4d − 3 − 2k) + 2e + (2d − 1)w, k = min(d_k, e)
+
+    ValueError for fewer than two layers, norm_eps = 0, rectifiers, and ranks of LoRA from d − 1 on.
     """
     c = config
     if c.depth < 2 or not c.norm_eps > 0 or c.activation != "gelu":
         raise ValueError("the count is established for at least two layers, norm_eps > 0 and GELU")
-    D = trained_numbers(c, tuning)
+    d, e, w, size = c.d, c.d - 1, c.mlp, tuning.size
+    k = min(c.d_k, e)  # queries, keys and values of a head are linear in centred vectors
     if tuning.kind == "soft prompt":
-        return D - tuning.size
+        return size * e
     if tuning.kind == "prefix":
-        return D
+        return 2 * c.depth * size * c.heads * k
     if tuning.kind == "LoRA":
-        if tuning.size >= c.d - 1:
-            raise ValueError(f"the count is established for ranks below d - 1, not {tuning.size}")
-        return D - 4 * c.depth * tuning.size * (tuning.size + 1)
-    heads = c.heads * (c.d_k**2 + c.d_v**2)  # bases of keys and queries, of values
-    biases = 2 * c.d  # of keys: the softmax is blind to shifts; of values: they are biases of the output
-    gains = 4 * c.d + (3 * c.d + c.mlp)  # of two norms, and what multiplies the mean that a norm removes
-    means = (c.d + 1) + (c.mlp + 1)  # what is written to the mean of the residual stream
-    layer = heads + biases + gains + means
-    ends = 2 * c.d + c.q + c.context + (c.d - 1)  # last norm; means of embeddings; embeddings against positions
-    rotations = (c.d - 1) * (c.d - 2) // 2  # of the residual stream, around the vector of ones
-    return D - c.depth * layer - ends - rotations
+        if size >= e:
+            raise ValueError(f"the count is established for ranks below d - 1, not {size}")
+        narrow = min(size, w)
+        attention = size * (e + 3 * d - size) + size * (d + e - size)
+        return c.depth * (attention + 2 * narrow * (e + w - narrow) - lora_gauge(d, c.heads, size))
+    heads = c.heads * (k * (2 * d - 1 - k) + k * (2 * d - 2 - k))
+    layer = heads + 2 * e + (2 * d - 1) * w
+    return c.depth * layer + e * (c.q + c.context - 1) + d * c.q - math.comb(e, 2)
+
+
+def lora_gauge(d: int, heads: int, rank: int) -> int:
+    """How many directions of LoRA's factors in one layer's attention change nothing, beyond those of BA = (BG⁻¹)(GA).
+
+    Changes of the bases in which a head compares queries with keys, and carries values, as far as factors of this rank
+    can make them: 2Hu² + 2s(Hu − s − 1)⁺, less 2 for a single head, with s = d − 1 − r and u = (d/H − s)⁺.
+    None if d/H + r <= d − 1.  ValueError unless H divides d and 1 <= r <= d − 2.
+    """
+    d, heads, rank = integers(d=d, heads=heads, rank=rank)
+    if d % heads or rank > d - 2:
+        raise ValueError(f"heads must divide d and the rank be at most d - 2, not d = {d}, H = {heads}, r = {rank}")
+    s = d - 1 - rank
+    u = max(0, d // heads - s)
+    return 2 * heads * u**2 + 2 * s * max(0, heads * u - s - 1) - (2 if heads == 1 else 0)
 
 
 def measured_rank(

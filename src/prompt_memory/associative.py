@@ -155,6 +155,26 @@ def poisson_recall(kappa: float, *, eps: float, samples: int, rng: np.random.Gen
     return float((agree > eps * (1 + weights.sum(1))).mean())
 
 
+def random_recall(
+    n: int, d_k: int, logit_range: float, *, eps: float, trials: int, rng: np.random.Generator, chunk: int = 2**20
+) -> int:
+    """In how many of `trials` independent contexts of n facts with random unit keys a fact is recalled with margin 2ε.
+
+    Keys are uniform on the sphere, labels fair signs, each fact has one token; only cosines with the key asked for
+    matter, and (1 − cos)/2 has the law Beta((d_k − 1)/2, (d_k − 1)/2).  Divided by `trials` it estimates the expected
+    recall, with exact binomial errors.  ValueError for counts below 1, d_k < 2 or B < 0.
+    """
+    n, trials, _ = integers(n=n, trials=trials, d_k=d_k)
+    if d_k < 2:
+        raise ValueError("uniform keys need d_k >= 2")
+    B, found = _logit_range(logit_range), 0
+    for start in range(0, trials, rows := max(1, chunk // n)):
+        shape = (min(rows, trials - start), n - 1)
+        weights = np.exp(-2 * B * rng.beta((d_k - 1) / 2, (d_k - 1) / 2, size=shape))
+        found += int((1 + (weights * signs(shape, rng)).sum(1) > eps * (1 + weights.sum(1))).sum())
+    return found
+
+
 # --- how much a context of N tokens can hold -------------------------------------------------------------------------
 
 

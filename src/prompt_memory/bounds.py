@@ -9,7 +9,8 @@ import decimal
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -36,7 +37,7 @@ def multiset_bits(d: int, m: int, bits_per_coordinate: int) -> float:
 
     Bounds Mem_γ(m) when the network cannot see the order of the prompt: without positions, bidirectional at any depth
     or with one layer (Theorem 1; in exact arithmetic, as floating-point sums depend on the order in their last bit).
-    Grows like (2^{bd} − 1) log2 m, not like m, once m is much larger than 2^{bd}.
+    Once m is much larger than 2^{bd}, a doubling of m adds only about 2^{bd} − 1 bits.
     ValueError if an argument is not an integer >= 1.
     """
     d, m, b = integers(d=d, m=m, bits_per_coordinate=bits_per_coordinate)
@@ -93,12 +94,14 @@ def recall_tail_bits(bits: float, n: int, q: int, recall: float) -> float:
 
     The sharp form of the strong converse: at most 2^bits behaviours, each of which agrees with uniform labels in
     Binomial(n, 1/q) places, so bits + log2 Pr[Binomial(n, 1/q) >= ⌈recall·n⌉].  Never above the closed form
-    bits − n R_q(1 − recall) for recall >= 1/q (Theorem 1).  ValueError as in `recall_ceiling`, or if `recall` is not
-    between 0 and 1.
+    bits − n R_q(1 − recall) for recall >= 1/q, which is returned for n > 10^12, where the binomial tail cannot be
+    computed to a bit (Theorem 1, part 3).  ValueError as in `recall_ceiling`, or if `recall` is not between 0 and 1.
     """
     n, q = _labels(bits, n, q)
     if not 0 <= recall <= 1:
         raise ValueError(f"recall is a fraction between 0 and 1, not {recall}")
+    if n > 10**12:
+        return min(0.0, bits - n * rate(1 - recall, q))
     hits = math.ceil(recall * n - 1e-9 - 1e-15 * n)  # recall = k/n must not round up to k + 1
     if hits <= 0:
         return 0.0
@@ -111,7 +114,7 @@ def best_recall_ceiling(bits: float, n: int, q: int) -> float:
     """(1/n) Σ_{k=1}^{n} min(1, 2^bits Pr[Binomial(n, 1/q) >= k]): a ceiling on expected best recall, as a fraction.
 
     Follows from the sharp converse by summing tails; unlike `recall_ceiling` it knows that n is finite, and is the
-    smaller of the two in most of the range (Theorem 1).  ValueError as in `recall_ceiling`.
+    smaller of the two in most of the range (Theorem 1, part 4).  ValueError as in `recall_ceiling`, or if n > 10^7.
     """
     n, q = _labels(bits, n, q)
     return float(np.exp(np.minimum(0.0, bits * math.log(2) + _log_tails(1, n, n, q))).mean())
@@ -120,21 +123,46 @@ def best_recall_ceiling(bits: float, n: int, q: int) -> float:
 def recall_quantile(bits: float, n: int, q: int, log2_probability: float) -> float:
     """The recall that some prompt exceeds with probability at most 2^log2_probability, as a fraction.
 
-    The largest k/n with bits + log2 Pr[Binomial(n, 1/q) >= k] > log2_probability (Theorem 1, strong converse).
-    ValueError as in `recall_ceiling`, or unless log2_probability < 0.
+    The largest k/n with bits + log2 Pr[Binomial(n, 1/q) >= k] > log2_probability (Theorem 1, part 3).
+    ValueError as in `recall_ceiling`, or if n > 10^7, or unless log2_probability < 0 is finite.
     """
     n, q = _labels(bits, n, q)
-    if not log2_probability < 0:
-        raise ValueError(f"log2_probability must be a number < 0, not {log2_probability}")
+    _rare(log2_probability)
     likely = bits * math.log(2) + _log_tails(1, n, n, q) > log2_probability * math.log(2)
     return float(likely.sum() / n)
+
+
+def mean_recall_quantile(bits: float, n: int, q: int, samples: int, log2_probability: float) -> float:
+    """What the mean recall of `samples` labelings exceeds with probability at most 2^log2_probability, as a fraction.
+
+    For S = `samples` independent uniform labelings of the same n queries, and a prompt for each of them, chosen by
+    anything.  The smaller of two limits: the recall quantile of 2^{S·bits} behaviours on S·n labels; and
+    inf_{s > 0} [ln E e^{sK} − ln(probability)/S]/(s n), Chernoff's bound, where K is distributed as the best number of
+    hits can be at most, Pr[K >= k] = min(1, 2^bits Pr[Binomial(n, 1/q) >= k]).  Tends to `best_recall_ceiling` when S
+    grows, and is `recall_quantile` for S = 1, or less (Theorem 1, part 5).
+    ValueError as in `recall_quantile`, or if S·n > 10^7.
+    """
+    n, q = _labels(bits, n, q)
+    (samples,) = integers(samples=samples)
+    jointly = recall_quantile(samples * bits, samples * n, q, log2_probability)
+    hits = np.arange(1, n + 1)
+    log_tail = np.minimum(0.0, bits * math.log(2) + _log_tails(1, n, n, q))
+
+    def limit(log_slope: float) -> float:  # every slope gives a valid one
+        s = math.exp(log_slope)
+        log_steps = s * hits + math.log(-math.expm1(-s))  # of e^{sk} − e^{s(k − 1)}
+        log_moment = np.logaddexp(0.0, np.logaddexp.reduce(log_steps + log_tail))
+        return float(log_moment - log2_probability * math.log(2) / samples) / (s * n)
+
+    best = optimize.minimize_scalar(limit, bounds=(-18.0, 8.0), method="bounded", options={"xatol": 1e-6})
+    return min(jointly, float(best.fun))
 
 
 def random_code_recall(bits: float, n: int, q: int) -> float:
     """(1/n) Σ_{k=1}^{n} [1 − (1 − Pr[Binomial(n, 1/q) >= k])^{2^bits}], expected best recall of random behaviours.
 
     What 2^bits *independent uniform* behaviours would recall: a heuristic for a network, whose behaviours are neither,
-    and exact for a random code.  Never above `best_recall_ceiling`.  ValueError as in `recall_ceiling`.
+    and exact for a random code.  Never above `best_recall_ceiling`.  ValueError as in `best_recall_ceiling`.
     """
     n, q = _labels(bits, n, q)
     log_tail = _log_tails(1, n, n, q)
@@ -145,19 +173,80 @@ def random_code_recall(bits: float, n: int, q: int) -> float:
     return float((1 - missed).mean())
 
 
+def binary_divergence(recall: float, chance: float) -> float:
+    """d(a ‖ p) = a log2(a/p) + (1 − a) log2((1 − a)/(1 − p)) for a >= p and 0 below, in bits per label.
+
+    What it takes to recall with probability a = `recall` a label that no fixed answer hits with a probability above
+    p = `chance`: Σ_i d(a_i ‖ p_i) <= log2 N_n for independent labels (Theorem 1, part 6).  Equal to `rate` at p = 1/q.
+    ValueError unless recall is between 0 and 1, and chance above 0 and at most 1.
+    """
+    a, p = _probability("recall", recall), _probability("chance", chance)
+    if p == 0:
+        raise ValueError("chance must be above 0")
+    if a <= p:
+        return 0.0
+    u, v = (a - p) / p, (a - p) / (1 - p)  # a = p (1 + u) and 1 − a = (1 − p)(1 − v)
+    return (p * _bregman(u) + (1 - p) * _bregman(-v)) / math.log(2)
+
+
+def independent_tail_bits(bits: float, chances: Float[np.ndarray, " n"], hits: int) -> float:
+    """log2 of the bound on Pr[some prompt recalls >= hits labels], at most 0, for independent labels of any kind.
+
+    bits + log2 Pr[B >= hits], where B is a sum of n independent coins with the probabilities `chances`, of which the
+    i-th is at least that of every class for label i (Theorem 1, part 6).  Equal to `recall_tail_bits` at 1/q.
+    ValueError for bits < 0, chances that are no probabilities, or hits that are not an integer from 0 to n <= 20,000.
+    """
+    chances = np.asarray(chances, dtype=float)
+    if not bits >= 0:
+        raise ValueError(f"bits must be a number >= 0, not {bits}")
+    if chances.ndim != 1 or not 1 <= len(chances) <= 20_000 or not np.all((chances >= 0) & (chances <= 1)):
+        raise ValueError("chances must be a list of 1 to 20,000 probabilities")
+    (hits,) = integers(0, hits=hits)
+    if hits > len(chances):
+        raise ValueError(f"hits must be at most {len(chances)}, the number of labels, not {hits}")
+    with np.errstate(divide="ignore"):
+        log_hit, log_miss = np.log(chances), np.log1p(-chances)
+    log_mass = np.full(len(chances) + 1, -np.inf)  # of 0 … n hits among the labels seen so far
+    log_mass[0] = 0.0
+    for hit, miss in zip(log_hit, log_miss, strict=True):
+        log_mass[1:] = np.logaddexp(log_mass[1:] + miss, log_mass[:-1] + hit)
+        log_mass[0] += miss
+    return min(0.0, bits + float(np.logaddexp.reduce(log_mass[hits:])) / math.log(2))
+
+
 def _rate_above_chance(advantage: float, q: int) -> float:
-    """R_q(1 − a) at a = 1/q + advantage, in a form that does not cancel near chance."""
-    a = min(1.0, 1 / q + advantage)
-    nats = special.xlog1py(a, q * advantage) + special.xlog1py(1 - a, max(-1.0, -q * advantage / (q - 1)))
-    return max(0.0, float(nats) / math.log(2))
+    """R_q(1 − a) at a = 1/q + advantage, to full relative accuracy in the advantage."""
+    u = q * advantage
+    nats = (_bregman(min(u, q - 1.0)) + (q - 1) * _bregman(max(-1.0, -u / (q - 1)))) / q
+    return nats / math.log(2)
+
+
+def _bregman(x: float) -> float:
+    """(1 + x) ln(1 + x) − x for x >= −1, which is x²/2 near 0 and never cancels here."""
+    if abs(x) > 0.02:
+        return float(special.xlog1py(1 + x, x)) - x
+    return x * x * math.fsum((-x) ** (k - 2) / (k * (k - 1)) for k in range(2, 13))
+
+
+def _rare(log2_probability: float) -> None:
+    if not -math.inf < log2_probability < 0:
+        raise ValueError(f"log2_probability must be a number < 0, not {log2_probability}")
+
+
+def _probability(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability, not {value}")
+    return float(value)
 
 
 def _log_tails(first: int, last: int, n: int, q: int) -> Float[np.ndarray, " K"]:
     """ln Pr[Binomial(n, 1/q) >= k] for k = first … last, where first >= 1.
 
     Where the probability underflows, the logarithms of the single probabilities are added up from `last` downwards;
-    `last` must then be n, or so far out that what is beyond does not count.
+    `last` must then be n, or so far out that what is beyond does not count.  ValueError for more than 10^7 of them.
     """
+    if last - first >= 10**7:
+        raise ValueError(f"all n tails are held in memory, and n = {n} exceeds ten million; use recall_ceiling instead")
     k = np.arange(first, last + 1)
     log_mass = (
         special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
@@ -190,7 +279,11 @@ def entropy_bits(d: int, m: int, radius: float, lipschitz: float, eps: float) ->
         raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
     if radius == 0 or lipschitz == 0:
         return 0.0
-    return d * m * math.log1p(radius * lipschitz / eps) / math.log(2)
+    ratio = radius * lipschitz / eps
+    if 1e-300 < ratio < math.inf:
+        return d * m * math.log1p(ratio) / math.log(2)
+    # the product overflows or vanishes, its logarithm does not
+    return d * m * float(np.logaddexp(0, math.log(radius) + math.log(lipschitz) - math.log(eps))) / math.log(2)
 
 
 def head_lipschitz(
@@ -412,19 +505,26 @@ def effective_dimension(
     tuning: Literal["soft", "prefix"] = "soft",
     read: Literal["fixed", "moving"] = "moving",
     own_token: bool = True,
+    rank_checked: bool = False,
 ) -> int:
     """D_eff = max rank DΦ, the number of real coordinates of a prompt that the outputs can see (Theorem 3).
 
-    For generic weights, queries and prompts, smooth activations, enough queries and q >= d outputs.  `read="moving"`:
-    the token at which the output is read differs between queries; `"fixed"`: it is always the same, at the same
-    position, and only the other tokens of the query vary.  `own_token=False`: queries see the prompt only, not
-    themselves.  `config.norm_eps` decides whether the norms are exactly scale-invariant.
+    For generic weights, queries and prompts, smooth activations and enough queries.  `read="moving"`: the token at
+    which the output is read differs between queries; `"fixed"`: it is always the same, at the same position, and only
+    the other tokens of the query vary.  `own_token=False`: queries see the prompt only, not themselves.
+    `config.norm_eps` decides whether the norms are exactly scale-invariant.
 
     With e the dimensions that norms leave to a token (d; d − 1 for LayerNorm; one less for one layer and norm_eps = 0):
     one layer gives m·min(e, H(d_k + d_v)), causal depth L gives m·min(e, L H(d_k + d_v)), bidirectional depth m·e,
     prefix tuning L m H(d_k + d_v), one layer read at a fixed token at most H(1 + d_v); without own tokens the shifts
-    that a softmax cannot see are subtracted.  Returns an int.
-    ValueError for m < 1, an unknown option, or a network for which no formula is established.
+    that a softmax cannot see are subtracted.
+
+    `config.q`, the number of outputs, matters only below c = `outputs_per_query(config)`.  Then one layer without norm
+    and token-wise network gives m·min(d, H(d_k + min(d_v, q))), queries that all return the same vector give at most q,
+    and other networks are refused, unless `rank_checked` says that the caller has measured that fewer outputs lose
+    nothing.  (The count for q >= c, which is then returned, is an upper bound in any case.)  A config without q counts
+    as one with enough outputs.
+    Returns an int.  ValueError for m < 1, an unknown option, or a network for which no formula is established.
     """
     (m,) = integers(m=m)
     for name, value, allowed in (("tuning", tuning, ("soft", "prefix")), ("read", read, ("fixed", "moving"))):
@@ -434,9 +534,69 @@ def effective_dimension(
         raise ValueError("LayerNorm of a single coordinate is always zero: give d >= 2")
     count = _soft_dimension if tuning == "soft" else _prefix_dimension
     dimension = count(config, m, read == "fixed", own_token)
+    q = getattr(config, "q", None)
     if read == "fixed" and not own_token:  # every query returns the same vector
-        dimension = min(dimension, outputs_per_query(config))
-    return dimension
+        return min(dimension, outputs_per_query(config, q))
+    if q is None or rank_checked or q >= outputs_per_query(config):
+        return dimension
+    plain = config.depth == 1 and config.norm == "none" and not config.mlp
+    if plain and tuning == "soft" and read == "moving" and own_token:
+        return m * min(config.d, config.heads * (min(config.d_k, config.d) + min(config.d_v, q)))
+    raise ValueError(
+        f"with q = {q} outputs, fewer than the {outputs_per_query(config)} that a query has, D_eff is not established: "
+        "measure the rank and give rank_checked=True if nothing is lost"
+    )
+
+
+def dimension_ceiling(
+    config,
+    m: int,
+    *,
+    tuning: Literal["soft", "prefix"] = "soft",
+    read: Literal["fixed", "moving"] = "moving",
+    own_token: bool = True,
+) -> int:
+    """The least entry of the table of Theorem 3, part 3, that fits the network: a proved upper bound on D_eff.
+
+    `effective_dimension` is at most this, and equal unless one of its refinements applies.  Returns an int.
+    ValueError as there.
+    """
+    effective_dimension(config, m, tuning=tuning, read=read, own_token=own_token, rank_checked=True)
+    L, H, d = config.depth, config.heads, config.d
+    d_k, d_v = min(config.d_k, d), min(config.d_v, d)
+    cached = L * m * H * (d_k + d_v)
+    if tuning == "prefix":
+        found = [cached - (0 if own_token else L * H * d_k)]
+    else:
+        lost = int(config.norm == "layer") + int(config.norm != "none" and L == 1 and config.norm_eps == 0)
+        found = [m * (d - lost)] + ([cached] if config.causal or L == 1 else [])
+    return min(found + ([H * (1 + d_v)] if L == 1 and read == "fixed" else []))
+
+
+def within_log2_probability(d: int, m: int, radius: float, lipschitz: float, eps: float, numbers: int) -> float:
+    """log2 of min(1, (1 + 2rΛ/ε)^{dm} (2ε)^N), the chance of a random target to lie near an output (Theorem 3, part 1).
+
+    For N = `numbers` real targets, uniform in [−1, 1], prompts of m vectors of norm at most r = `radius` and outputs
+    that move by at most Λ = `lipschitz` times the largest move of a vector: probability that some prompt has all
+    outputs within ε = `eps` of the target.  Falls like ε^{N − dm}.  Returns bits, <= 0.
+    ValueError unless d, m and numbers are integers >= 1, radius and lipschitz finite and >= 0, eps finite and > 0.
+    """
+    d, m, numbers = integers(d=d, m=m, numbers=numbers)
+    reach = 2 * _nonnegative("radius", radius) * _nonnegative("lipschitz", lipschitz)
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps}")
+    return min(0.0, d * m * math.log1p(reach / eps) / math.log(2) + numbers * math.log2(2 * eps))
+
+
+def visible_coordinates(width: int, cached: int | None, m: int) -> int:
+    """m·min(width, cached), an upper bound on the coordinates of a soft prompt that outputs of any network can see.
+
+    `width` dimensions of a prompt vector are read (d, or d − 1 where only LayerNorms read it); `cached` numbers stand
+    for it where queries look, the sum of H_kv(d_k + d_v) over layers that may differ (None: not only there, as in a
+    bidirectional network of several layers).  Theorem 3, part 3, without its lower bound.
+    """
+    width, cached = integers(0, width=width, cached=width if cached is None else cached)
+    return integers(m=m)[0] * min(width, cached)
 
 
 def outputs_per_query(config, q: int | None = None) -> int:
@@ -536,11 +696,13 @@ def _fixed_query_span(config) -> int:
 
 
 def accessible_slope(d: int, vocabulary: int, radius: float, eps: float) -> float:
-    """d·ln(1 + 2·radius/eps)/ln(vocabulary): tokens of output that one prompt vector can decide, at most.
+    """d·ln(1 + 2·radius/eps)/ln(vocabulary): the slope of the number of strings that are told apart at eps.
 
-    A set of points of the d-dimensional ball (of any norm) of that radius with distances >= eps has at most
-    (1 + 2·radius/eps)^d members, and each token of a random string is worth log2(vocabulary) bits.  The bound of
-    arXiv 2605.22223 on the slope of accessible length against prompt length.  Returns tokens per prompt vector.
+    Only strings count for which prompts can be chosen that lead to them and are at least eps apart (in the vector that
+    moves most), such as strings that a prompt leads to together with all prompts closer than eps/2.  Of these there
+    are at most (1 + 2·radius/eps)^(d m) for m vectors of a ball of that radius in any norm on R^d, and each token of a
+    random string is worth log2(vocabulary) bits.  The value of the bound of arXiv 2605.22223 on the slope of accessible
+    length against prompt length.  Returns tokens per prompt vector.
     ValueError unless d >= 1 and vocabulary >= 2 are integers and radius and eps are positive and finite.
     """
     d, vocabulary = integers(d=d, vocabulary=vocabulary)
@@ -600,9 +762,15 @@ def mimo_bits(singular_values: Float[np.ndarray, " k"], radius: float, eps: floa
 
 
 def _log2_binomial(n: int, k: int) -> float:
-    """A sum of logarithms: n may have thousands of digits, where factorials and their logarithms fail."""
+    """A sum of logarithms, as n may have thousands of digits, where factorials fail; Stirling's series for large k."""
     k = min(k, n - k)
-    return math.fsum(math.log2(n - i) - math.log2(i + 1) for i in range(k))
+    if k <= 10**5:
+        return math.fsum(math.log2(n - i) - math.log2(i + 1) for i in range(k))
+    share = k / n
+    others = (1 / share - 1) * math.log1p(-share) if share > 1e-300 else -1.0  # (n − k)/k · ln(1 − k/n)
+    square_root = (math.log2(n) - math.log2(n - k) - math.log2(2 * math.pi * k)) / 2
+    series = (1 / n - 1 / k - 1 / (n - k)) / 12  # the next term is below 1/(360 k³)
+    return k * (math.log2(n) - math.log2(k) - others / math.log(2)) + square_root + series / math.log(2)
 
 
 def _classes(q: int) -> int:
@@ -697,13 +865,24 @@ def necessary_logit_range(m: int, amplitude: float) -> float:
     return max(0.0, math.log((m - 1) * amplitude**2 / (1 - amplitude**2)) / 2) if m > 1 else 0.0
 
 
+def amplitude_ceiling(m: int, logit_range: float) -> float:
+    """1/√(1 + (m − 1)e^{−2B}), inverse of `necessary_logit_range`: no m keys and key queries reach a larger amplitude.
+
+    Readings of one coordinate that take every pattern of m signs, from values in [−1, 1] behind given keys and with
+    logits in [−B, B], cannot all have moduli above it (Theorem 4′, part 5).  A number in (0, 1].
+    ValueError unless m >= 1 and B is a finite number >= 0.
+    """
+    (m,) = integers(m=m)
+    return 1 / math.sqrt(1 + (m - 1) * math.exp(-2 * _range(logit_range)))
+
+
 def code_size_bits(d_k: int, cosine: float, *, signs: bool = False) -> float:
     """log2 of a number of keys with pairwise cosine <= `cosine` that exist in R^{d_k}, in bits.
 
     A code that cannot be enlarged covers the sphere with its caps, so it has at least ⌈1/σ⌉ words, where σ is the
     fraction of the sphere at a larger cosine than c from a point: ½ I_{1−c²}((d_k−1)/2, ½), at most
     ½ (1−c²)^{(d_k−1)/2} for c >= 0.  With `signs` the keys are vectors of ±1 (over √d_k), and σ is the probability that
-    fewer than d_k(1−c)/2 fair coins fall on one side, at most e^{−c²d_k/2} (Theorem 4′, part 3).
+    fewer than d_k(1−c)/2 fair coins fall on one side, at most e^{−c²d_k/2} (Theorem 4′, part 4).
     ValueError unless d_k >= 1 (with real keys 2) and 0 <= cosine < 1.
     """
     (d_k,) = integers(d_k=d_k)
@@ -805,14 +984,16 @@ def one_coordinate_bits(n: int, heads: int, mlp: int, tokens: int = 1) -> float:
 def universality_tokens(eps: float, inputs: int, d: int, bits_per_coordinate: int) -> int:
     """⌈K^inputs / (b d)⌉ with K = ⌈1/(2 eps)⌉ − 1: the least prompt length that can be universal.
 
-    If for every 1-Lipschitz function (maximum norm) on [0, 1]^inputs some prompt of m tokens makes the network's output
-    differ from it by at most eps everywhere, then m is at least this (Theorem 1 applied to K^inputs bumps).
+    If for every function from [0, 1]^inputs to [−1/2, 1/2] that is 1-Lipschitz (maximum norm) some prompt of m tokens
+    makes the network's output differ from it by at most eps everywhere, then m is at least this (Theorem 1 applied to
+    K^inputs bumps).  Exact for the number that the float eps is.
     ValueError unless 0 < eps < 1/2 and the counts are integers >= 1.
     """
     inputs, d, b = integers(inputs=inputs, d=d, bits_per_coordinate=bits_per_coordinate)
     if not 0 < eps < 0.5:
         raise ValueError(f"eps must lie strictly between 0 and 1/2, not {eps}")
-    return -(-((math.ceil(1 / (2 * eps)) - 1) ** inputs) // (b * d))
+    cells = math.ceil(1 / (2 * Fraction(eps))) - 1
+    return -(-(cells**inputs) // (b * d))
 
 
 def float_bits(radius: float, *, exponent: int, fraction: int) -> float:
@@ -988,6 +1169,31 @@ def moment_bits(
     raise ValueError(f"ρ_k is too large for eps = {eps}{'' if k is None else f' at k = {k}'}: {advice}")
 
 
+def readings_volume_bits(B: float, eps: float, *, most: int = 60) -> float:
+    """max_{M <= most} log2(|det S|/(2ε)^M), in bits: prompts that differ by more than 2ε at some query, from below.
+
+    One head with d_k = d_v = 1 and logits Bxu reads prompts of M tokens, with evenly spaced keys u in [−1, 1] and any
+    values v in [−1, 1].  At M queries x (Chebyshev points) the outputs are Sv, S_ij = e^{Bx_iu_j}/Σ_l e^{Bx_iu_l}: they
+    fill the volume 2^M|det S|, which cubes of half side 2ε around a largest set of prompts with pairwise differences
+    above 2ε cover.  The determinant is a product (Vandermonde).  Never above `moment_bits` with d_k = d_v = heads =
+    scale = lipschitz = 1, and 0 where it would be negative (Theorem 6, part 4).
+    ValueError unless B >= 0 and eps > 0 are finite and most is an integer >= 1.
+    """
+    B = _nonnegative("B", B)
+    if not _nonnegative("eps", eps) > 0:
+        raise ValueError(f"eps must be a finite number > 0, not {eps!r}")
+    best = max(0.0, -math.log2(2 * eps))  # one token
+    for M in range(2, integers(most=most)[0] + 1):
+        u, x = np.linspace(-1, 1, M), -np.cos(np.pi * np.arange(M) / (M - 1))
+        first, second = np.triu_indices(M, 1)
+        step = 2 * B / (M - 1)  # row i of e^{Bxu} is e^{−Bx_i} times the powers of t_i = e^{step·x_i}
+        with np.errstate(divide="ignore"):
+            log_det = (step * x[first] + np.log(np.expm1(step * (x[second] - x[first])))).sum()
+        log_det -= (B * x + special.logsumexp(B * np.outer(x, u), axis=1)).sum()
+        best = max(best, float(log_det) / math.log(2) - M * math.log2(2 * eps))
+    return best
+
+
 _MOST_REMAINDER = 40  # of k and of B
 
 
@@ -1114,9 +1320,9 @@ def wasserstein_constant(
     probability measures on the ball of that radius and one query ‖x‖ <= query_radius (default: radius), where
     B = ‖A‖·radius·query_radius with spectral norms and A includes 1/√d_k; infinite where it overflows.  With equal
     radii also the constant in max(‖x − x'‖, W₁(μ, μ')).  `tokens`: for two prompts of so many tokens each, where it is
-    m s (1 + 2B(1 − s)) with s = e^{2B}/(e^{2B} + m − 1), or m(1 + 2B)²/(8B) if s > (1 + 2B)/(4B), which may then be
-    larger than the truth, and ‖V‖ for one token (Lemma 7a).  ValueError as in `head_lipschitz`, or unless `tokens` is
-    an integer >= 1.
+    ‖V‖ m max_x s(B(1 − s) + √(B²(1 − s)² + 1 + (1 − s)x)) with s = e^x/(e^x + m − 1), 0 <= x <= 2B, and on a line
+    (d = 1) ‖V‖ m max_x s(1 + (1 − s)x); attained if A and V are multiples of orthogonal matrices (Lemma 7a).
+    ValueError as in `head_lipschitz`, or unless `tokens` is an integer >= 1.
     """
     A, V = _matrix("A", A), _matrix("V", V)
     if A.shape[0] != A.shape[1] or V.shape[1] != A.shape[0]:
@@ -1132,10 +1338,22 @@ def wasserstein_constant(
     B = a * keys * query
     if m == 1 or math.isinf(B):  # one token has all the attention
         return v if m == 1 else math.inf
-    share = 1 / (1 + (m - 1) * math.exp(-2 * B))  # the largest softmax weight that one of m tokens can have
-    if share > (best := (1 + 2 * B) / (4 * B) if B > 0 else math.inf):
-        share = best
-    return v * m * share * (1 + 2 * B * (1 - share))
+    return v * m * _token_share(m, B, line=A.shape[0] == 1)
+
+
+def _token_share(m: int, B: float, *, line: bool) -> float:
+    """The largest s‖I + (1 − s)ay^T‖ of one of m > 1 tokens, as in `wasserstein_constant`, over 0 <= x <= 2B."""
+
+    def share(x):
+        s = 1 / (1 + (m - 1) * np.exp(-x))
+        half = 0.0 if line else B * (1 - s)
+        return s * (1 + (1 - s) * x if line else half + np.sqrt(half**2 + 1 + (1 - s) * x))
+
+    x = np.unique(np.clip([*np.linspace(0, 2 * B, 500), *(math.log(m) + np.linspace(-5, 60, 500))], 0, 2 * B))
+    for _ in range(5):  # each time 50 times finer, around the best so far
+        best = int(np.argmax(share(x)))
+        x = np.linspace(x[max(best - 1, 0)], x[min(best + 1, len(x) - 1)], 101)
+    return float(share(x).max())
 
 
 def network_wasserstein(
@@ -1146,20 +1364,25 @@ def network_wasserstein(
     query_radius: float,
     least_norm: float = 0.0,
     differences: bool = False,
+    moving_query: bool = False,
 ) -> float:
     """Λ_W with ‖F(P; X) − F(P'; X)‖_∞ <= Λ_W W₁(Ω, Ω'), for a whole frozen transformer and prompts of any lengths.
 
     Ω is the empirical measure of all tokens that attention sees, prompt and query (of the prompt alone where queries do
-    not see themselves), so W₁(Ω, Ω') <= W₁(μ_P, μ_P') for prompts of equal length.  Arguments as in
-    `network_lipschitz`.  Two constants are followed through the layers, of the measure of all tokens (at first 1) and
-    of the token that reads (at first 0): k becomes k + (κ + β) k and x becomes x + κ(x; k), with the constants of
-    Lemma 7a, then both are multiplied by 1 + Lip(token-wise network) (Theorem 7, part 1).  For a causal network the
-    constant is that of its block version, in the largest W₁ of two blocks (part 4).  Returns a float, infinite if it
-    overflows or a norm may divide by zero.  ValueError as in `network_lipschitz`, or for rotary positions and logits
-    scaled with the context.
+    not see themselves), with their positions, where these are added; W₁(Ω, Ω') <= W₁(μ_P, μ_P') for prompts of equal
+    length.  If positions are added, prompts must have *one* length, for the token that reads has another position
+    behind another length; or take `moving_query`: then the bound is Λ_W max{W₁(Ω, Ω'), ‖x − x'‖}, where x and x' are
+    the token that reads, with its position, behind either prompt.
+
+    Arguments as in `network_lipschitz`.  Two constants are followed through the layers, of the measure of all tokens
+    (at first 1) and of the token that reads (at first 0, or 1 if it moves): k becomes k + (κ + β) k and x becomes
+    x + κ(x; k), with the constants of Lemma 7a, then both are multiplied by 1 + Lip(token-wise network) (Theorem 7,
+    part 1).  For a causal network the constant is that of its block version, in the largest W₁ of two blocks (part 4).
+    Returns a float, infinite if it overflows or a norm may divide by zero.  ValueError as in `network_lipschitz`, or
+    for rotary positions and logits scaled with the context.
     """
     layers, reading, slope = _measure_layers(config, weights, radius, query_radius, least_norm, differences)
-    k, x = 1.0, 0.0
+    k, x = 1.0, float(moving_query)
     for a, M, keys, query, factor in layers:
         by_measure = _over_heads([_measure_slope(each, keys, keys, 1, 0) for each in a], M)
         by_query = _over_heads([each * keys**2 for each in a], M)
@@ -1195,10 +1418,10 @@ def mean_field_bits(*, d: int, radius: float, lipschitz: float, wasserstein: flo
     """(1 + 4rΛ/ε)^d log2(e(1 + rΛ_W/ε)): what prompts of *any* length can hold with margin 2ε, in bits.
 
     Bounds Mem_{2ε}(m) for every m, if logits are Λ-Lipschitz in the prompt in the norm max_j ‖p_j‖ and Λ_W-Lipschitz in
-    its empirical measure in W₁: tokens in a ball of radius r in R^d (with their positions, where these are added) are
-    sorted into cells, and histograms of cells are counted (Theorem 7, part 2).  Infinite where it overflows: then see
-    `mean_field_log10_bits`.  ValueError unless d is an integer >= 1, radius >= 0 is finite, the constants are >= 0 and
-    eps > 0 is finite.
+    its empirical measure in W₁, for weighted prompts too (a `least_norm` must hold for these): tokens in a ball of
+    radius r in R^d (with their positions, where these are added) are sorted into cells, and histograms of cells are
+    counted (Theorem 7, part 2).  Infinite where it overflows: then see `mean_field_log10_bits`.
+    ValueError unless d is an integer >= 1, radius >= 0 is finite, the constants are >= 0 and eps > 0 is finite.
     """
     exponent = mean_field_log10_bits(d=d, radius=radius, lipschitz=lipschitz, wasserstein=wasserstein, eps=eps)
     return 10.0**exponent if exponent < 308 else math.inf
@@ -1273,21 +1496,23 @@ def block_error(
 
     The prompt is cut into K = `blocks` blocks ending at ⌈bm/K⌉, and each of its tokens attends to all tokens up to the
     end of its block.  The bound is Σ_{j >= 1} c_j (1/K) Σ_{i <= j} (ln K)^i / i! with j < L, whose coefficients follow
-    from the constants of Lemma 7a layer by layer; 0 for one layer (Theorem 7, part 4).  Arguments and ValueError as in
-    `network_wasserstein`; `blocks` is an integer >= 1.  Networks that are not causal or have positions are refused.
+    from the constants of Lemma 7a layer by layer; 0 for one layer (Theorem 7, part 4).  Positions may be added to
+    tokens: the masks are compared for the same token vectors.  Arguments and ValueError as in `network_wasserstein`;
+    `blocks` is an integer >= 1.  Networks that are not causal are refused.
     """
     (K,) = integers(blocks=blocks)
-    if config.positions != "none" or not config.causal:
-        raise ValueError("blocks are defined for causal networks without positions: others see order everywhere or not")
+    if not config.causal:
+        raise ValueError("blocks are defined for causal networks: others see the order of their prompt not at all")
     layers, reading, slope = _measure_layers(config, weights, radius, query_radius, least_norm, differences)
     e, x = np.zeros(config.depth + 1), np.zeros(config.depth + 1)  # coefficients of the means of means, of a token and
     for a, M, keys, _, factor in layers:  # of the token that reads
         kappa = _over_heads([_measure_slope(each, keys, keys, 1, 0) for each in a], M)
+        added = _over_heads([math.exp(2 * B) if (B := each * keys**2) < 300 else math.inf for each in a], M)
         mean = np.concatenate([[0.0], e[:-1]])  # one mean more
         with np.errstate(over="ignore", invalid="ignore"):
             x = factor * (x + slope * kappa * mean)
             e = factor * (e + slope * kappa * mean)
-            e[0] += factor * kappa * 2 * keys
+            e[0] += factor * added * 2 * keys
         if not (np.isfinite(e).all() and np.isfinite(x).all()):
             return math.inf if config.depth > 1 else 0.0
     terms = np.cumsum([math.log(K) ** i / math.factorial(i) for i in range(config.depth + 1)]) / K
@@ -1299,7 +1524,7 @@ def causal_mean_field_bits(
 ) -> float:
     """K (1 + 8rΛ/ε)^d log2(e(1 + 2rΛ_W/ε)): what prompts of any length hold in a *causal* network, in bits.
 
-    Bounds Mem_{2ε}(m) for every m if `block_error` at K = `blocks` is at most ε/2 and positions are not used: K times
+    Bounds Mem_{2ε}(m) for every m if `block_error` at K = `blocks` is at most ε/2 and positions are not rotary: K times
     `mean_field_bits` at ε/2 (Theorem 7, part 4).  ValueError as there, or unless `blocks` is an integer >= 1.
     """
     (K,) = integers(blocks=blocks)
@@ -1323,10 +1548,12 @@ def _measure_slope(a: float, keys: float, query: float, measure_moves: float, qu
     return k * (cosh + sinh) * (1 + 2 * B)
 
 
-def _measure_layers(config, weights, radius: float, query_radius: float, least_norm: float, differences: bool):
+def _measure_layers(
+    config, weights, radius: float, query_radius: float, least_norm: float, differences: bool, rotary: bool = False
+):
     """By layer (‖A_h‖, M_h, radii of keys and of the reading token, 1 + Lip(token-wise)); ‖reading‖; slope of norms."""
     c = config
-    if c.positions == "rotary" or c.context_scaling != "none":
+    if (c.positions == "rotary" and not rotary) or c.context_scaling != "none":
         raise ValueError("rotary positions and logits scaled with the context are not maps of the measure of tokens")
     W = _weights(c, weights)
     p, x = _nonnegative("radius", radius), _nonnegative("query_radius", query_radius)
@@ -1345,7 +1572,7 @@ def _measure_layers(config, weights, radius: float, query_radius: float, least_n
             tuple(np.split(w[name], c.heads, axis)[h] for name, axis in _HEAD_AXES.items()) for h in range(c.heads)
         ]
         scale = c.inverse_temperature / math.sqrt(c.d_k)
-        a = [scale * _bilinear(N @ q, N @ k, rotary=False) for q, k, _, _ in heads]
+        a = [scale * _bilinear(N @ q, N @ k, rotary=c.positions == "rotary") for q, k, _, _ in heads]
         M = [(N @ v @ o).T for _, _, v, o in heads]
         keys, query = (max(p, x), x) if c.norm == "none" else (math.sqrt(c.d),) * 2
         written, factor = _over_heads([1.0] * c.heads, M) * keys, 1.0
@@ -1398,6 +1625,18 @@ def addressed_facts(d_k: int, B: float, eps: float) -> float:
     (d_k,) = integers(d_k=d_k)
     base = 1 + math.sqrt(2 * _range(B) / pairwise_gap(eps))
     return base**d_k if d_k * math.log(base) < 700 else math.inf
+
+
+def several_heads_facts(d_k: int, B: Sequence[float], eps: float) -> float:
+    """Σ_h (1 + √(2B_h/Δ))^{d_k}: how many facts several heads can address together, whatever the context.
+
+    B holds the largest softmax logit of each head.  The reading is the sum of what the heads read; a fact's label moves
+    it towards itself in every head, the values of head h lie in [−β_h, β_h] with Σ_h β_h = 1, and the rest is as in
+    `addressed_facts` (Proposition 9a, part 3).  ValueError as there, or without a head.
+    """
+    if not len(B):
+        raise ValueError("give the largest softmax logit of at least one head")
+    return sum(addressed_facts(d_k, each, eps) for each in B)
 
 
 def addressing_logit_range(d_k: int, facts: int, eps: float) -> float:
@@ -1551,11 +1790,11 @@ def dilution_length(logit_range: float, spread: float, eps: float) -> float:
 
 
 def diluted_recall_ceiling(n: int, q: int, *, mean: float, square: float, spread: float, eps: float) -> float:
-    """1/q + exp(−θ²(n − 1)μ²/(2 m₂)), at most 1, with θ = 1 − (D/(4ε) − 1)/((n − 1)μ): recall with margin 2ε.
+    """1/q + (1 − 1/q) exp(−θ²(n − 1)μ²/(2 m₂)), with θ = 1 − (D/(4ε) − 1)/((n − 1)μ): recall with margin 2ε.
 
-    The n − 1 other facts are independent; of each, e^{s − s*} has the mean μ and the mean square m₂, where s* is the
-    largest softmax logit that the fact in question can have.  D as in `dilution_length`; 1/q if D <= 4ε, 1 if θ < 0
-    (Theorem 8, part 2).  ValueError unless 0 < μ² <= m₂, n >= 1, q >= 2, D >= 0 and eps > 0.
+    The n − 1 other facts are independent and alike; of each, e^{s − s*} has the mean μ and the mean square m₂, where s*
+    is the largest softmax logit that the fact in question can have.  D as in `dilution_length`; 1/q if D <= 4ε, 1 if
+    θ < 0 (Theorem 8, part 2).  ValueError unless 0 < μ² <= m₂, n >= 1, q >= 2, D >= 0 and eps > 0.
     """
     n, q = *integers(n=n), _classes(q)
     if not 0 < mean**2 <= square * (1 + 1e-9):
@@ -1566,7 +1805,69 @@ def diluted_recall_ceiling(n: int, q: int, *, mean: float, square: float, spread
     if total <= needed:
         return 1.0
     theta = 1 - needed / total
-    return min(1.0, 1 / q + math.exp(-(theta**2) * total * mean / (2 * square)))
+    return 1 / q + (1 - 1 / q) * math.exp(-(theta**2) * total * mean / (2 * square))
+
+
+def exchange_effect(
+    config,
+    weights: Mapping[str, Float[np.ndarray, "..."]],
+    n: int,
+    *,
+    radius: float,
+    query_radius: float,
+    change: float | None = None,
+    least_norm: float = 0.0,
+    differences: bool = True,
+) -> float:
+    """How much the logits of a whole network move, at most, if one of n prompt tokens is exchanged for another.
+
+    The two tokens are `change` apart (default: 2·radius); the network may be causal or bidirectional, of any depth,
+    with any number of heads, norms, and no, learned or rotary positions.  The bound is Σ_k x_k 𝒜_k·change, where 𝒜_k is
+    1/n for a bidirectional network and h_{k−1}(1, 1/2, …, 1/n)/n for a causal one, with h the complete symmetric
+    polynomial, at most Σ_{i<k} (ln n)^i / (i! n); the coefficients x_k follow from the constants of Lemma 7a layer by
+    layer (Theorem 8, part 5).  Where half the largest difference of two logits moves by at most 2ε, at most one value
+    of the token's fact is recalled with margin 2ε.  Arguments as in `network_wasserstein`, in logits; decreases with n;
+    infinite if it overflows or a norm may divide by zero.  ValueError as there, but for rotary positions, or unless n
+    is an integer >= 1 and change >= 0.
+    """
+    (n,) = integers(n=n)
+    moved = 2 * _nonnegative("radius", radius) if change is None else _nonnegative("change", change)
+    layers, reading, slope = _measure_layers(
+        config, weights, radius, query_radius, least_norm, differences, rotary=True
+    )
+    powers = [float(special.digamma(n + 1) + np.euler_gamma)]  # power sums of 1, 1/2, …, 1/n
+    powers += [float(special.zeta(i) - special.zeta(i, n + 1)) for i in range(2, config.depth + 1)]
+    means = [0.0, 1 / n]  # of the exchanged token, over all tokens, once, twice, …
+    for k in range(1, config.depth):  # Newton's identities
+        means.append(
+            sum(p * mean for p, mean in zip(powers, means[:0:-1], strict=False)) / k if config.causal else 1 / n
+        )
+    e, x = np.zeros(config.depth + 1), np.zeros(config.depth + 1)  # coefficients of these means, of a token and of the
+    e[0] = 1.0  # token that reads; at first only the exchanged token has moved
+    with np.errstate(over="ignore", invalid="ignore"):
+        for a, M, keys, query, factor in layers:
+            own = slope * _over_heads([each * keys**2 for each in a], M)
+            seen = [slope * _over_heads([_measure_slope(each, keys, r, 1, 0) for each in a], M) for r in (query, keys)]
+            mean = np.concatenate([[0.0], e[:-1]])
+            x = factor * ((1 + own) * x + seen[0] * mean)
+            e = factor * ((1 + own) * e + seen[1] * mean)
+        effect = reading * slope * moved * float(x @ means)
+    return math.inf if math.isnan(effect) else effect
+
+
+def argmax_recall_ceiling(n: int, q: int, *, spread: float, deviation: float) -> float:
+    """1/q + ¾ (q − 1) ρ/(σ√(n − 1)), at most 1: recall without a margin among n facts, one per token.
+
+    The other facts are independent and alike.  For two values y ≠ y' a fact's token adds X = e^s (f_y − f_y' + b_y −
+    b_y') to the comparison, s being its softmax logit and f its votes; ρ = `spread` is the length of an interval that
+    holds X for all tokens that facts may have, σ = `deviation` the standard deviation of X, and ρ/σ the largest of any
+    pair of values.  Any number that does not depend on labels may be subtracted from a comparison (Theorem 8, part 4).
+    ValueError unless 0 < deviation <= spread/2 are finite, n >= 1 and q >= 2.
+    """
+    n, q = *integers(n=n), _classes(q)
+    if not 0 < deviation <= _nonnegative("spread", spread) / 2 * (1 + 1e-9):
+        raise ValueError(f"the deviation must be > 0 and at most half the spread {spread}, not {deviation!r}")
+    return min(1.0, 1 / q + 0.75 * (q - 1) * spread / (deviation * math.sqrt(n - 1))) if n > 1 else 1.0
 
 
 def gaussian_recall(snr: float, q: int) -> float:

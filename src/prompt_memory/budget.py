@@ -11,10 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from prompt_memory import bounds
+from prompt_memory.architectures import Architecture, is_number, load_config, one_line
+from prompt_memory.architectures import read as read
 from prompt_memory.checks import integers
 
 # --- number formats ------------------------------------------------------------------------------------------------
@@ -61,136 +62,6 @@ def number_format(name: str) -> tuple[str, Format]:
 # --- architectures -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What the bounds need of a network.
-
-    `width` is that of the vectors a prompt is made of; `kv_heads` counts the heads with keys and values of their own
-    (fewer than `heads` with grouped queries).  `norm` is "layer" only where the mean of a token is never read: the
-    counts with "rms" and "none" are the same but for one layer.  `context` and `logit_cap` may be unknown (None).
-    """
-
-    name: str
-    family: str
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    vocabulary: int
-    context: int | None = None
-    norm: Literal["none", "rms", "layer"] = "none"
-    norm_eps: float = 1e-5
-    positions: Literal["learned", "rotary", "alibi", "unknown"] = "unknown"
-    causal: bool = True
-    logit_cap: float | None = None
-
-    @property
-    def cached(self) -> int:
-        """Numbers in the cache for one position: keys and values of every layer, L·H_kv·(d_k + d_v)."""
-        return self.layers * self.kv_heads * (self.key_dim + self.value_dim)
-
-    @property
-    def network(self) -> SimpleNamespace:
-        """The attributes that `bounds.effective_dimension` reads; its count is an upper bound for any real model.
-
-        It is proved with as many heads as there are different keys and values.  `mlp` only decides where the formula
-        is known to be attained, which is not asked here.
-        """
-        return SimpleNamespace(
-            d=self.width, depth=self.layers, heads=self.kv_heads, d_k=self.key_dim, d_v=self.value_dim, mlp=self.width,
-            norm=self.norm, norm_eps=self.norm_eps, causal=self.causal, positions="none",
-        )  # fmt: skip
-
-    def describe(self) -> str:
-        """One line of facts."""
-        shared = "" if self.kv_heads == self.heads else f" ({self.kv_heads} for keys and values)"
-        context = "context unknown" if self.context is None else f"context {self.context:,}"
-        return (
-            f"{self.name}: width {self.width:,}, {self.layers} layers, {self.heads} heads{shared} of dimension "
-            f"{self.key_dim}, vocabulary {self.vocabulary:,}, {context}"
-        )
-
-
-# Every reading of the residual stream passes through a LayerNorm here, so the mean of a prompt vector is invisible.
-_LAYER_NORM = {"gpt2", "gpt_neo", "gptj", "gpt_neox", "gpt_bigcode", "codegen", "opt", "bloom", "phi", "falcon",
-               "starcoder2", "stablelm", "bert"}  # fmt: skip
-_LEARNED = {"gpt2", "gpt_neo", "gpt_bigcode", "opt", "bert"}
-_ROTARY = {"gptj", "codegen", "gpt_neox", "llama", "mistral", "qwen2", "gemma", "phi"}
-_ENCODERS = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet", "deberta",
-             "deberta-v2", "modernbert"}  # fmt: skip
-_FIELDS = {  # of a config.json, in the order in which they count
-    "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-    "vocabulary": ("vocab_size",),
-    "context": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"),
-    "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
-}
-_NOT_SOFTMAX = ("ssm_", "mamba_", "linear_", "lru_", "attn_layer_period", "state_size", "block_types")
-
-
-def read(config: Mapping, name: str = "model") -> Architecture:
-    """The architecture in the fields of a Hugging Face `config.json`.
-
-    Names of fields differ between families (GPT-2, GPT-NeoX, Llama, Qwen2, Mistral, Gemma, OPT, …); those of a
-    `text_config` inside count as well.  ValueError, one sentence, if a field is missing or no positive integer, or for
-    a network that the bounds do not cover: encoder and decoder, compressed keys and values, layers without softmax.
-    """
-    if not isinstance(config, Mapping):
-        raise ValueError(f"{name}: a configuration is a JSON object of fields, not {type(config).__name__}")
-    if isinstance(config.get("text_config"), Mapping):
-        config = {"model_type": config.get("model_type")} | dict(config["text_config"])
-    family = str(config.get("model_type") or "unknown")
-    if config.get("is_encoder_decoder"):
-        raise ValueError(f"{name}: an encoder with a decoder is not covered; give a model with one stack of layers")
-    if config.get("kv_lora_rank") is not None:
-        raise ValueError(f"{name}: keys and values that are stored compressed (kv_lora_rank) are not covered")
-    kinds = config.get("layer_types") or []
-    if not isinstance(kinds, list | tuple):
-        raise ValueError(f"{name}: layer_types must be a list of names, not {kinds!r}")
-    kinds = {str(kind) for kind in kinds} - {"attention"}
-    odd = sorted(kind for kind in kinds if not kind.endswith("_attention") or kind == "linear_attention")
-    odd += [field for field in config if field.startswith(_NOT_SOFTMAX) and config[field] is not None]
-    if odd:
-        raise ValueError(f"{name}: layers without softmax attention are not covered ({odd[0]})")
-
-    hidden, layers, heads, vocabulary = (
-        _count(config, kind, name) for kind in ("hidden", "layers", "heads", "vocabulary")
-    )
-    context = _count(config, "context", name, optional=True)
-    width = next((_number(config, f, name) for f in ("word_embed_proj_dim", "embedding_size") if f in config), hidden)
-    if config.get("head_dim") is not None:
-        head = _number(config, "head_dim", name)
-    elif hidden % heads:
-        raise ValueError(f"{name}: {hidden} is not divisible by {heads} heads and there is no head_dim")
-    else:
-        head = hidden // heads
-    kv_heads = _kv_heads(config, family, heads, name)
-    if heads % kv_heads:
-        raise ValueError(f"{name}: {heads} heads cannot share {kv_heads} heads of keys and values evenly")
-
-    cap = config.get("attn_logit_softcapping")
-    if cap is not None and not (_is_number(cap) and cap > 0):
-        raise ValueError(f"{name}: attn_logit_softcapping must be a number > 0, not {cap!r}")
-    if config.get("alibi") or family in ("bloom", "mpt"):
-        positions = "alibi"
-    elif family in _ROTARY or any(config.get(field) for field in ("rope_theta", "rope_parameters", "rope_scaling")):
-        positions = "rotary"
-    else:
-        positions = "learned" if family in _LEARNED else "unknown"
-    # a projection or a norm behind the residual connection lets the mean through, and dm is always an upper bound
-    plain = config.get("do_layer_norm_before", True) and width == hidden
-    norm = "layer" if family in _LAYER_NORM and plain else "rms" if "rms_norm_eps" in config else "none"
-    eps = next((config[field] for field in _FIELDS["norm_eps"] if _is_number(config.get(field))), 1e-5)
-    return Architecture(
-        name=name, family=family, width=width, layers=layers, heads=heads, kv_heads=kv_heads, key_dim=head,
-        value_dim=head, vocabulary=vocabulary, context=context, norm=norm, norm_eps=float(eps), positions=positions,
-        causal=family not in _ENCODERS or bool(config.get("is_decoder")), logit_cap=None if cap is None else float(cap),
-    )  # fmt: skip
-
-
 def load(source: str | Path) -> Architecture:
     """The architecture in a `config.json`, in the `config.json` of a folder, or of a name in `PUBLISHED`.
 
@@ -198,44 +69,21 @@ def load(source: str | Path) -> Architecture:
     """
     path = Path(source)
     published = {known.lower(): known for known in PUBLISHED}
-    if not path.exists() and (known := published.get(str(source).lower())):
+    if not _exists(path) and (known := published.get(str(source).lower())):
         return PUBLISHED[known].architecture
-    if path.is_dir():
+    if _exists(path) and path.is_dir():
         path = path / "config.json"
-    if not path.exists():
-        raise ValueError(f"{source} is no config.json, no folder with one, and none of: {', '.join(PUBLISHED)}")
+    if not _exists(path):
+        known = ", ".join(PUBLISHED)
+        raise ValueError(f"{one_line(str(source))} is no config.json, no folder with one, and none of: {known}")
+    return load_config(path)
+
+
+def _exists(path: Path) -> bool:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # not UTF-8 and not JSON are ValueErrors
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as JSON: {reason}") from None
-    return read(config, path.parent.resolve().name if path.name == "config.json" else path.stem)
-
-
-def _kv_heads(config: Mapping, family: str, heads: int, name: str) -> int:
-    if family == "falcon" and config.get("multi_query", True) and not config.get("new_decoder_architecture"):
-        return 1
-    for field in ("num_key_value_heads", "num_kv_heads", "n_head_kv"):
-        if config.get(field) is not None:
-            return _number(config, field, name)
-    return 1 if config.get("multi_query") else heads
-
-
-def _count(config: Mapping, kind: str, name: str, optional: bool = False) -> int | None:
-    field = next((field for field in _FIELDS[kind] if config.get(field) is not None), None)
-    if field is None and optional:
-        return None
-    if field is None:
-        raise ValueError(f"{name}: the configuration lacks {' or '.join(_FIELDS[kind])}")
-    return _number(config, field, name)
-
-
-def _number(config: Mapping, field: str, name: str) -> int:
-    return integers(**{f"{name}: {field}": config[field]})[0]
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 class Published(NamedTuple):
@@ -246,12 +94,15 @@ class Published(NamedTuple):
     slope: float
 
 
-def _published(name: str, family: str, width, vocabulary, radius, slope, layers, heads, kv_heads, head, context):
+def _published(
+    name: str, family: str, width, vocabulary, radius, slope, layers, heads, kv_heads, head, context, window=None
+):
     layer_norm = family == "gpt_neox"
     architecture = Architecture(
         name=name, family=family, width=width, layers=layers, heads=heads, kv_heads=kv_heads, key_dim=head,
         value_dim=head, vocabulary=vocabulary, context=context, norm="layer" if layer_norm else "rms",
         norm_eps=1e-5 if layer_norm or family == "llama" else 1e-6, positions="rotary",
+        attention="full" if window is None else "window", window=window,
     )  # fmt: skip
     return name, Published(architecture, radius, slope)
 
@@ -259,14 +110,14 @@ def _published(name: str, family: str, width, vocabulary, radius, slope, layers,
 # Width, vocabulary, radius and slope: the table of arXiv 2605.22223.  Layers, heads and context: the models' cards and
 # configurations.
 PUBLISHED = dict((
-    #                                     d     V       radius  slope  layers heads kv head context
+    #                                     d     V       radius  slope  layers heads kv head context window
     _published("Pythia-160M", "gpt_neox", 768, 50304, 63.62, 90.4, 12, 12, 12, 64, 2048),
     _published("Pythia-410M", "gpt_neox", 1024, 50304, 54.90, 112.4, 24, 16, 16, 64, 2048),
     _published("Pythia-1B", "gpt_neox", 2048, 50304, 65.68, 287.4, 16, 8, 8, 256, 2048),
     _published("Qwen2.5-0.5B", "qwen2", 896, 151936, 309.00, 71.0, 24, 14, 2, 64, 32768),
     _published("Qwen2.5-1.5B", "qwen2", 1536, 151936, 153.62, 79.6, 28, 12, 2, 128, 32768),
     _published("Llama-3.2-1B", "llama", 2048, 128256, 41.06, 137.8, 16, 32, 8, 64, 131072),
-    _published("Gemma-3-270M", "gemma3_text", 640, 262144, 10.74, 44.5, 18, 4, 1, 256, 32768),
+    _published("Gemma-3-270M", "gemma3_text", 640, 262144, 10.74, 44.5, 18, 4, 1, 256, 32768, 512),
 ))  # fmt: skip
 
 # --- the budget ----------------------------------------------------------------------------------------------------
@@ -289,13 +140,13 @@ class Bound(NamedTuple):
     vacuous: bool = False
 
 
-SOFT = ("counting", "counting_in_radius", "resolution", "entropy")  # what bounds a soft prompt
+SOFT = ("counting", "counting_in_radius", "entropy")  # what bounds a soft prompt; the last for answers with a margin
 
 SLOPE = "Proposition (slope)"
 
 NOT_DETERMINED = (
     "the radius of the prompt vectors that tuning may use",
-    "the resolution eps below which two prompts behave alike",
+    "the distance eps at which prompts of different strings can be told apart",
     "the Lipschitz constant of the logits in the prompt",
     "the range of the softmax logits, unless the configuration caps them",
     "how much of a bound a search for prompts finds",
@@ -343,13 +194,14 @@ def budget(
 ) -> Budget:
     """Every bound of the book that the architecture determines, for a prompt of that many vectors and that format.
 
-    What a configuration does not say may be added: `radius` of the prompt vectors; `eps`, the distance below which two
-    prompt vectors behave alike; the `lipschitz` constant of the logits and the `margin` 2ε of an answer (with radius,
-    Theorem 2); `logit_range`, the length of an interval with all softmax logits.  `queries` is the number of queries
-    that an exact compression serves, `degree` the k of the moments, `length` the number of random tokens to be
-    recalled.  Bounds on a soft prompt are those named in `SOFT`; that on a prefix, keys and values stored in the same
-    format, holds for soft prompts of a causal network too if its cache is stored so.  ValueError for numbers out of
-    range, or for eps without radius.
+    What a configuration does not say may be added: `radius` of the prompt vectors; `eps`: then the strings are counted
+    for which prompts can be chosen that lie at least eps apart, such as those that some prompt leads to together with
+    all prompts closer than eps/2 (other strings may exist, so these bits never enter `smallest`); the `lipschitz`
+    constant of the logits and the `margin` 2ε of an answer (with radius, Theorem 2); `logit_range`, the length of an
+    interval with all softmax logits.  `queries` is the number of queries that an exact compression serves, `degree` the
+    k of the moments, `length` the number of random tokens to be recalled.  Bounds on a soft prompt are those named in
+    `SOFT`; that on a prefix, keys and values stored in the same format, holds for soft prompts of a causal network too
+    if its cache is stored so.  ValueError for numbers out of range, or for eps without radius.
     """
     a, (precision, form) = architecture, number_format(precision)
     m, n = integers(prompt_length=prompt_length, queries=queries)
@@ -359,7 +211,7 @@ def budget(
     given = {"radius": radius, "eps": eps, "lipschitz": lipschitz, "margin": margin, "logit_range": logit_range}
     for name, value in given.items():
         least = "> 0" if name != "lipschitz" and name != "logit_range" else ">= 0"
-        if value is not None and not (_is_number(value) and (value > 0 or (value == 0 and least == ">= 0"))):
+        if value is not None and not (is_number(value) and (value > 0 or (value == 0 and least == ">= 0"))):
             raise ValueError(f"{name} must be a finite number {least}, not {value!r}")
     if eps is not None and radius is None:
         raise ValueError("eps needs a radius: their ratio is what counts")
@@ -367,9 +219,10 @@ def budget(
         raise ValueError("Theorem 2 needs radius, lipschitz and margin together")
     if logit_range is None and a.logit_cap is not None:
         logit_range = 2 * a.logit_cap
-    V, per_token = a.vocabulary, bounds.hard_prompt_bits(a.vocabulary, 1)
+    V = a.vocabulary
     if V < 2:
-        raise ValueError("a vocabulary of one token carries no information")
+        raise ValueError(f"{a.name}: a vocabulary of one token carries no information")
+    per_token = bounds.hard_prompt_bits(V, 1)
     found: dict[str, Bound] = {}
 
     def put(key, title, theorem, *, bits=None, unit="bits", value=None, needs=(), vacuous=False):
@@ -385,23 +238,26 @@ def budget(
     put("counting_in_radius", "soft prompt, numbers within the radius", "Theorem 1", bits=bits, needs=needs)
     slope = None if eps is None else bounds.accessible_slope(a.width, V, radius, eps)
     bits, needs = None if slope is None else m * slope * per_token, ("radius", "eps")
-    put("resolution", "soft prompt, vectors told apart at eps", SLOPE, bits=bits, needs=needs)
+    put("resolution", "soft prompt, only strings told apart at eps", SLOPE, bits=bits, needs=needs)
     bits = None if margin is None else bounds.entropy_bits(a.width, m, radius, lipschitz, margin / 2)
     needs = ("radius", "lipschitz", "margin")
     put("entropy", "soft prompt, answers with a margin", "Theorem 2", bits=bits, needs=needs)
-    bits = bounds.counting_bits(a.cached, m, form.bits)
+    # keys and values that are computed from fewer numbers: what a prefix would be depends on the program
+    bits = bounds.counting_bits(a.cached, m, form.bits) if a.compressed is None else None
     put("prefix", "prefix: keys and values in every layer", "Theorem 1", bits=bits)
     put("hard", "hard prompt of tokens", "Theorem 1", bits=bounds.hard_prompt_bits(V, m))
 
     soft = {key: found[key].bits for key in SOFT if found[key].bits is not None}
     smallest = min(soft, key=soft.get)
     B = soft[smallest]
-    seen = bounds.effective_dimension(a.network, m)
+    ambient = a.width - (a.norm == "layer")
+    seen = bounds.visible_coordinates(ambient, a.cached if a.causal or a.layers == 1 else None, m)
     put("dimension", "soft prompt, coordinates that outputs can see", "Theorem 3", unit="reals", value=seen)
-    seen = bounds.effective_dimension(a.network, m, tuning="prefix")
+    seen = m * a.cached if a.compressed is None else None
     put("prefix_dimension", "prefix, coordinates that outputs can see", "Theorem 3", unit="reals", value=seen)
     per_vector, needs = "tokens per vector", ("radius", "eps")
-    put("accessible_slope", "random tokens decided by one vector", SLOPE, unit=per_vector, value=slope, needs=needs)
+    title = "random tokens a vector decides, told apart at eps"
+    put("accessible_slope", title, SLOPE, unit=per_vector, value=slope, needs=needs)
 
     value = bounds.critical_length(B, V) if a.causal else None
     beyond = a.context is not None and value is not None and value > a.context
@@ -416,19 +272,20 @@ def budget(
     put("recall", title, "Theorem 1", unit="fraction", value=value, needs=needs, vacuous=value == 1)
 
     value, positions = None, "weighted positions"
-    if a.causal or a.layers == 1:
-        value = bounds.caratheodory_count(n * a.layers, a.heads, a.value_dim, own=True)
+    if (a.causal or a.layers == 1) and a.attention != "other":
+        value = bounds.caratheodory_count(n, 1, a.attended, own=True)
     title = "cache positions that serve the queries exactly"
     put("exact_compression", title, "Theorem 5", unit=positions, value=value, vacuous=_too_many(value, a.context))
     value = None
-    if a.positions != "alibi" and a.logit_cap is None:
-        value = bounds.head_moment_count(degree, a.key_dim, a.value_dim, a.kv_heads)
-        if a.positions == "learned":
-            value = min(value, bounds.moment_count(a.width, degree))
+    if a.positions in ("learned", "rotary") and a.logit_cap is None and a.attention == "full":
+        value = max(bounds.head_moment_count(degree, keys, values, heads) for heads, keys, values in set(a.caches))
     title = "cache positions of a layer with all its moments"
     put("moments", title, "Theorem 6", unit=positions, value=value, vacuous=_too_many(value, a.context))
-    value = None if logit_range is None or a.context is None else bounds.dilution(a.context, logit_range)
-    title, needs = "attention on one token of a full context", () if a.context is None else ("logit_range",)
+    seen = a.context if a.window is None else a.window if a.context is None else min(a.window, a.context)
+    covered = seen is not None and (a.attention == "full" or (a.attention == "window" and a.window is not None))
+    value = bounds.dilution(seen, logit_range) if covered and logit_range is not None else None
+    title = "attention on one token of a full context" + (" or window" if a.attention == "window" else "")
+    needs = ("logit_range",) if covered else ()
     put("dilution", title, "Theorem 8", unit="fraction", value=value, needs=needs)
     given |= {"logit_range": logit_range, "queries": n, "degree": degree, "length": length}
     return Budget(a, m, precision, given, found, smallest)
@@ -479,12 +336,15 @@ def table(result: Budget) -> str:
     margin = ", so they are about answers with that margin" if result.smallest == "entropy" else ""
     return "\n".join([
         result.architecture.describe(),
+        *(f"note: {note}" for note in result.architecture.notes),
         f"prompt of {m:,} vectors, {result.precision} ({form.bits} bits a number); {', '.join(facts)}",
         "",
         *lines,
         "",
         f"smallest bound on a soft prompt: {best}",
         f"length, strings and recall are counted with it{margin}",
+        *(["told apart at eps: strings for which prompts at least eps apart can be chosen; others may exist, so these "
+           "bits are in no other line"] if result.bounds["resolution"].value is not None else []),
         "not in a configuration: " + "; ".join(NOT_DETERMINED),
     ])  # fmt: skip
 
@@ -500,9 +360,11 @@ def show(value: float | int | None) -> str:
     return f"{value:,.1f}" if 1000 <= abs(value) < 1e12 else f"{value:.5g}"
 
 
-# What the page's calculator starts with and lets a reader change; its script has the same formulas as `bounds`.
+# What the page's calculator starts with and lets a reader change; its script has the same formulas as `bounds`.  Of
+# what a configuration does not say only the published radius is taken as known.
 START = {"model": "Pythia-160M", "prompt_length": 20, "precision": "bf16", "eps": 2.0**-10, "logit_range": 10.0,
          "queries": 1, "degree": 1, "length": 1000}  # fmt: skip
+KNOWN = ("radius",)
 
 
 def reference_cases() -> list[dict]:
@@ -530,6 +392,13 @@ def reference_cases() -> list[dict]:
             case |= {"positions": "learned", "layers": 1}
         if index % 7 == 6:
             case |= {"causal": False, "logit_cap": 50.0, "context": None}
+        if index % 4 == 1:
+            case |= {"attention": "window", "window": (512, None, 10**6)[index % 3]}
+        if index % 6 == 5:
+            case |= {"cache": [[2, 64, 64], [1, 128, 32]], "written": 4096}
+            case["attention"] = ("chunked", "full", "other")[index // 6 % 3]
+        if index % 9 == 7:
+            case |= {"compressed": 576, "value_dim": 48}
         cases.append(case)
     return cases
 
@@ -537,7 +406,10 @@ def reference_cases() -> list[dict]:
 def evaluate(case: Mapping) -> dict:
     """The bounds of one case of the calculator, as `Budget.as_dict()` has them."""
     facts = set(Architecture.__dataclass_fields__)
-    architecture = Architecture(**{key: value for key, value in case.items() if key in facts})
+    shape = {key: value for key, value in case.items() if key in facts}
+    if shape.get("cache"):
+        shape["cache"] = tuple(map(tuple, shape["cache"]))
+    architecture = Architecture(**shape)
     options = {key: value for key, value in case.items() if key not in facts}
     return budget(architecture, **options).as_dict()
 
@@ -554,7 +426,7 @@ def calculator() -> str:
     }
     formats = {name: _strict(form._asdict()) for name, form in FORMATS.items()}
     reference = [{"input": case, "bounds": _values(evaluate(case))} for case in reference_cases()]
-    data = {"models": models, "formats": formats, "start": START, "reference": reference}
+    data = {"models": models, "formats": formats, "start": START, "known": KNOWN, "reference": reference}
     text = json.dumps(data, ensure_ascii=True, allow_nan=False).replace("</", "<\\/")
     return (
         '<div class="budget" id="budget-calculator"><p class="budget-missing">The calculator is drawn by a script of '

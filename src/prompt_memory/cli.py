@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import math
@@ -31,7 +32,8 @@ examples:
   prompt-memory cram --model path/to/checkpoint --random --m 1 2 --strings 50 --longest 16
 
 Interrupted? The same command goes on where it was: finished chunks lie in OUTPUT/chunks. More values of m may be
-added; other settings need another OUTPUT.
+added; other settings, another text and other weights need another OUTPUT. With another number of threads numbers differ
+in the last digits, so chunks are computed again.
 What comes out: OUTPUT/cram.csv (a line for each string), OUTPUT/summary.csv (a line for each m) and OUTPUT/cram.svg.
 """
 COMPRESS_EXAMPLES = """\
@@ -41,11 +43,16 @@ examples:
   prompt-memory compress --tokens tokens.npy --queries q.npy --A A.npy --V V.npy --output short.safetensors
       these queries are served exactly (Theorem 5); softmax logits are <A x, z>, A = K'Q/sqrt(d_k)
   prompt-memory compress --tokens adapter_model.safetensors:prompt_embeddings --degree 1
+      tokens that span r dimensions are saved beyond r + 1 of them: a tuned prompt of m <= d vectors hardly is
 
 What comes out: `indices` of the tokens that are kept, their `weights`, and with --own the query's weight `own`.
+How a weight w is used: ln w is added to the softmax logits of its token, in every head and for every query.
 """
 
 
+# Default length of strings: more than was ever found for a model of the table `PUBLISHED`.  Long strings cost nothing:
+# a search aims one token beyond what it has found.
+TOKENS_A_VECTOR = 400
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a disk answers that is full or broken
 
 
@@ -79,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--prompt-length", type=int, required=True, metavar="M", help="vectors in the prompt")
     one.add_argument("--precision", default="bf16", help=f"of the prompt: {', '.join(budgets.FORMATS)} (default: bf16)")
     one.add_argument("--radius", type=float, help="largest norm of a prompt vector")
-    one.add_argument("--eps", type=float, help="vectors closer than this behave alike (with --radius)")
+    told_apart = "count strings only if prompts for them can be chosen at least this far apart (with --radius)"
+    one.add_argument("--eps", type=float, help=told_apart)
     one.add_argument("--lipschitz", type=float, help="Lipschitz constant of the logits in the prompt (with --margin)")
     one.add_argument("--margin", type=float, help="by which the right logit must exceed all others")
     one.add_argument("--logit-range", type=float, help="length of an interval that holds all softmax logits")
@@ -96,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
     strings.add_argument("--random", action="store_true", help="uniformly random tokens instead of text")
     two.add_argument("--m", type=int, nargs="+", required=True, metavar="M", help="prompt lengths")
     two.add_argument("--strings", type=int, default=24, help="how many strings (default: 24)")
-    two.add_argument("--longest", type=int, default=32, help="tokens in each string (default: 32)")
+    default = f"as many as prompts could hold, up to {TOKENS_A_VECTOR} for each vector, and positions and text allow"
+    two.add_argument("--longest", type=int, help=f"tokens in each string (default: {default})")
     two.add_argument("--restarts", type=int, default=4, help="runs that a string may have (default: 4)")
     two.add_argument("--steps", type=int, default=400, help="steps of a run for one token more (default: 400)")
     two.add_argument("--learning-rate", type=float, help="of Adam (default: from the size of the embeddings)")
@@ -128,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # it was closed before we began
             setattr(sys, stream, io.StringIO())
+        elif hasattr(getattr(sys, stream), "reconfigure"):  # a name that the terminal cannot show is no bad input
+            getattr(sys, stream).reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     name = f"prompt-memory {options.command}"
     try:
@@ -152,6 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (RuntimeError, MemoryError) as error:
         print(f"{name}: {_sentence(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:  # from the inside of some network: no traceback for what no user can mend
+        print(f"{name}: failed with {type(error).__name__}: {_sentence(error)}", file=sys.stderr)
         return 1
 
 
@@ -194,7 +208,7 @@ def _budget(options) -> int:
 
 def _cram(options) -> int:
     for name in ("strings", "longest", "chunk", "restarts"):
-        if not 1 <= getattr(options, name) <= MOST:
+        if getattr(options, name) is not None and not 1 <= getattr(options, name) <= MOST:
             raise ValueError(f"--{name} must lie between 1 and {MOST}, not {getattr(options, name)}")
     if not 0 <= options.steps <= MOST:
         raise ValueError(f"--steps must lie between 0 and {MOST}, not {options.steps}")
@@ -222,14 +236,19 @@ def _cram(options) -> int:
         model = hf.load(options.model, options.dtype, device)
     from tqdm import tqdm  # comes with transformers, which `load` asked for
 
-    q = model.config.q
+    q, d, m = model.config.q, model.config.d, max(options.m)
+    bits = budgets.number_format(model.config.dtype)[1].bits
+    ids = None
+    if text is not None:
+        with _silence():
+            ids = hf.tokenizer(options.model)(text, add_special_tokens=False)["input_ids"]
+    if options.longest is None:
+        options.longest = _stored_longest(options.output) or _longest(model.config, m, bits, options.strings, ids)
     if text is None:
         generator = torch.Generator().manual_seed(options.seed)
         strings = language.random_strings(options.strings, options.longest, q, generator=generator)
         places = [""] * options.strings
     else:
-        with _silence():
-            ids = hf.tokenizer(options.model)(text, add_special_tokens=False)["input_ids"]
         places = _places(len(ids), options.strings, options.longest, options.text)
         strings = torch.tensor([ids[place : place + options.longest] for place in places])
     search = hf.search_settings(model) | {"restarts": options.restarts, "steps": options.steps, "seed": options.seed}
@@ -238,10 +257,10 @@ def _cram(options) -> int:
             search[name] = getattr(options, name)
     tune.check_strings(model, strings, max(options.m))  # before the first search, not after the last but one
 
-    _claim_folder(options)
+    _claim_folder(options, strings_digest=hashlib.sha256(strings.numpy().tobytes()).hexdigest()[:32],
+                  weights_digest=model.fingerprint(), threads=torch.get_num_threads())  # fmt: skip
     lengths, failure = {}, None
-    bits = budgets.number_format(model.config.dtype)[1].bits
-    report = _Report(options.output, places, options.longest, model.config.d, q, bits, options.seed)
+    report = _Report(options.output, places, options.longest, d, q, bits, options.seed)
     search |= {"chunk": options.chunk, "directory": options.output / "chunks"}
     try:
         with tqdm(total=len(options.m) * len(strings), disable=options.quiet, unit="string", file=sys.stderr) as bar:
@@ -249,10 +268,18 @@ def _cram(options) -> int:
                 found = lengths[m] = []
                 bar.set_description(f"m = {m}")
 
-                def finished(part, found=found):
+                def finished(part, found=found, m=m):
+                    first = not found
                     found += part.tolist()
                     report.write(lengths)
                     bar.update(len(part))
+                    ended = sum(length == options.longest for length in found)
+                    if first and 2 * ended > len(found):
+                        bar.write(
+                            f"m = {m}: {ended} of the first {len(found)} strings were found to their end, so n50 will "
+                            "be cut there: stop and take longer ones (--longest, another --output)",
+                            file=sys.stderr,
+                        )
 
                 try:
                     tune.longest_prefix(model, strings, m, progress=finished, **search)
@@ -283,30 +310,60 @@ def _cram(options) -> int:
 MOST = 10**6  # strings, tokens, prompt vectors, steps: more is a slip of the hand
 
 
-def _claim_folder(options) -> None:
-    """Make the output folder, or check that what it holds was found with the same settings, m apart."""
+def _longest(config, m: int, bits: int, strings: int, ids) -> int:
+    """The default length of strings: what m vectors of that many bits a coordinate may decide, and what there is of."""
+    from prompt_memory import bounds
+
+    most = math.ceil(bounds.critical_length(bounds.counting_bits(config.d, m, bits), config.q))
+    most = min(most, TOKENS_A_VECTOR * m, MOST)
+    most = min(most, config.context - m + 1) if config.positions == "learned" else most
+    return max(1, most if ids is None else min(most, len(ids) // strings))
+
+
+def _stored_longest(folder: Path) -> int | None:
+    """The length of strings of the sweep in a folder, if it holds one."""
+    try:
+        longest = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["longest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return longest if isinstance(longest, int) and 1 <= longest <= MOST else None
+
+
+def _claim_folder(options, **found) -> None:
+    """Make the output folder, or check that what it holds was found with the same settings, m and threads apart.
+
+    `found` are digests of the strings and of the network, and the number of threads.
+    """
     names = ("strings", "longest", "restarts", "steps", "learning_rate", "scale", "dtype", "seed", "chunk")
     ours = {name: getattr(options, name) for name in names}
     ours |= {"model": str(options.model), "text": None if options.text is None else str(options.text), "m": options.m}
+    ours |= found
     path = options.output / "settings.json"
     if path.exists():
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))
-            other = [name for name in ours if name != "m" and theirs[name] != ours[name]]
+            other = [name for name in ours if name not in ("m", "threads") and theirs[name] != ours[name]]
             other += ["m"] * (not set(theirs["m"]) <= set(ours["m"]))  # more prompt lengths may be added
+            threads = theirs["threads"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({_sentence(error)}): choose another --output") from error
+        changed = {"strings_digest": f"another text than {options.text} now has", "weights_digest":
+                   f"other weights than {options.model} now has"}  # fmt: skip
         if other:
-            raise ValueError(
-                f"{options.output} holds the results of a sweep with {other[0].replace('_', '-')} = "
-                f"{theirs[other[0]]}, not {ours[other[0]]}: choose another --output"
+            what = changed.get(other[0]) or (f"{other[0].replace('_', '-')} = {theirs[other[0]]}, not {ours[other[0]]}")
+            raise ValueError(f"{options.output} holds the results of a sweep with {what}: choose another --output")
+        if threads != ours["threads"] and not options.quiet:
+            print(
+                f"prompt-memory cram: the chunks in {options.output} were found with {threads} threads and are "
+                f"computed again with {ours['threads']} (set OMP_NUM_THREADS={threads} to go on)",
+                file=sys.stderr,
             )
     write_bytes(path, json.dumps(ours, indent=1).encode())
 
 
 def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # the mark at the beginning of some files is no text
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file in UTF-8") from None
     except OSError as error:
@@ -445,11 +502,24 @@ def _compress(options) -> int:
     if exact:
         short = compress.caratheodory(tokens, queries, A, V, weights=weights, own=options.own)
     else:
+        if prospect := _nothing_to_save(len(tokens), compress.spanned(tokens, options.degree), options.degree):
+            print(f"prompt-memory compress: {prospect}", file=sys.stderr, flush=True)
         short = compress.moments(tokens, options.degree, weights=weights)
     _save(options.output, short._asdict())
     served = f"{len(queries)} queries exactly" if exact else f"all moments of degree at most {options.degree}"
     print(f"{len(short.indices)} of {len(tokens)} tokens keep {served}; verified and written to {options.output}")
+    print("A weight w is used by adding ln w to the softmax logits of its token.")
     return 0
+
+
+def _nothing_to_save(m: int, r: int, degree: int) -> str | None:
+    """What to say beforehand of m tokens that span r dimensions, if no or hardly any token can be saved."""
+    needed = math.comb(r + degree, degree)
+    if m > needed:
+        return None
+    if r == m - 1:
+        return f"nothing can be saved: none of the {m} tokens is an affine combination of the others"
+    return f"{m} tokens span {r} dimensions; at degree {degree} up to {needed} are needed, so few or none will be saved"
 
 
 def _array(place: str):

@@ -8,6 +8,8 @@ token z for the query x is ⟨A x, z⟩.
 """
 
 import math
+from collections import Counter
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
@@ -44,15 +46,12 @@ def attend(
     ValueError if shapes do not fit, a number is not finite or a weight is negative, or if logits or values overflow.
     """
     tokens, queries, A, V, one_head = check(tokens, queries, A, V)
-    m = len(tokens)
-    weights = np.ones(m) if weights is None else np.asarray(weights, dtype=np.float64)
-    if weights.shape != (m,):
-        raise ValueError(f"there must be one weight for each of the {m} tokens, not an array of shape {weights.shape}")
+    m, weights = len(tokens), _masses(weights, len(tokens))
     if np.ndim(own) or not np.issubdtype(np.asarray(own).dtype, np.number):
         raise ValueError(f"own, a weight, must be a finite number >= 0, not {own!r}")
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and np.isfinite(own) and own >= 0):
+    if not (weights.min() >= 0 and weights.max() < np.inf and np.isfinite(own) and own >= 0):
         raise ValueError("weights must be finite numbers >= 0")
-    if not weights.any() and own == 0:
+    if not weights.max() and own == 0:
         raise ValueError("all weights are 0: there is nothing to attend to")
     if own:
         raised = np.einsum("hde,ne->hnd", A, queries)  # A x
@@ -82,7 +81,7 @@ def check(tokens, queries, A, V):
     """The arrays in float64, heads in front, and whether a single head was given; ValueError if they do not fit."""
     tokens, queries, A, V = (np.asarray(a, dtype=np.float64) for a in (tokens, queries, A, V))
     for name, array in (("tokens", tokens), ("queries", queries), ("A", A), ("V", V)):
-        if not np.isfinite(array).all():
+        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):  # they pass on NaN
             raise ValueError(f"{name} must be finite")
     if tokens.ndim != 2 or queries.ndim != 2 or not len(tokens) or not len(queries):
         raise ValueError(
@@ -99,6 +98,14 @@ def check(tokens, queries, A, V):
             "wanted [m, d], [n, d], [d, d] or [H, d, d], [d_v, d] or [H, d_v, d]"
         )
     return tokens, queries, A, V, one_head
+
+
+def _masses(weights, m: int) -> Float[np.ndarray, " m"]:
+    """The weights in float64; for None ones that take no memory.  ValueError unless there are m."""
+    weights = np.broadcast_to(1.0, m) if weights is None else np.asarray(weights, dtype=np.float64)
+    if weights.shape != (m,):
+        raise ValueError(f"there must be one weight for each of the {m} tokens, not an array of shape {weights.shape}")
+    return weights
 
 
 # --- Theorem 5: exact compression ----------------------------------------------------------------------------------
@@ -146,9 +153,9 @@ def caratheodory(
     """
     tokens, queries, A, V, _ = check(tokens, queries, A, V)
     m, n, heads, d_v = len(tokens), len(queries), len(A), V.shape[1]
-    given = np.ones(m) if weights is None else np.asarray(weights, dtype=np.float64)
+    given = _masses(weights, m)
     target = attend(tokens, queries, A, V, weights=given, own=own)  # [n, H, d_v]; it also checks weights and own
-    if not given.any():
+    if not given.max():
         raise ValueError("all weights are 0: there is no prompt to compress")
     conditions = n * heads * d_v
     (block,) = integers(block=max(2**23 // conditions, 16 * conditions) if block is None else block)
@@ -173,14 +180,12 @@ class _Conditions:
         self.raised = np.einsum("hde,ne->hnd", A, queries)  # A x
         self.target = target.transpose(1, 0, 2)  # o: [H, n, d_v]
         own_values = np.einsum("hve,ne->hnv", V, queries)
-        with np.errstate(divide="ignore"):
-            self.log_given, log_own = np.log(given), np.log(own)
-        self.own_logits = np.einsum("hnd,nd->hn", self.raised, queries) + log_own
+        self.own_logits = np.einsum("hnd,nd->hn", self.raised, queries) + (math.log(own) if own else -np.inf)
         # level: log of Σ_j u_j e^{s_j} + own·e^{s_own}, the normaliser; value_scale: a head's largest coordinate, [H]
         self.level, self.value_scale = self.own_logits, np.abs(own_values).max((1, 2)) if own else np.zeros(len(V))
         chunks = [slice(start, start + 4096) for start in range(0, len(tokens), 4096)]
         for part in chunks:
-            logits = self.logits(part) + self.log_given[part, None, None]
+            logits = self.logits(part) + self.log_given(part)[:, None, None]
             self.level = np.logaddexp(self.level, np.logaddexp.reduce(logits, axis=0))
             summands = np.einsum("hvd,jd->jhv", np.abs(V), np.abs(tokens[part]), optimize=True)
             for sizes in (np.abs(self.values(part)), summands / 100):  # not below what rounding may leave of 0
@@ -191,7 +196,7 @@ class _Conditions:
         self.spread = np.exp(self.own_logits - self.level)[..., None] * np.abs(self.own_terms)
         farthest = np.zeros(self.level.shape)
         for part in chunks:
-            attention = np.exp(self.logits(part) - self.level + self.log_given[part, None, None])
+            attention = np.exp(self.logits(part) - self.level + self.log_given(part)[:, None, None])
             distance = np.abs(self.terms(part))
             self.spread += np.einsum("khn,khnv->hnv", attention, distance)
             farthest = np.maximum(farthest, distance.max((0, 3)))
@@ -200,6 +205,10 @@ class _Conditions:
 
     def logits(self, which) -> Float[np.ndarray, "k H n"]:
         return np.einsum("hnd,jd->jhn", self.raised, self.tokens[which], optimize=True)
+
+    def log_given(self, which) -> Float[np.ndarray, " k"]:
+        with np.errstate(divide="ignore"):
+            return np.log(self.given[which])
 
     def values(self, which) -> Float[np.ndarray, "k H d_v"]:
         return np.einsum("hvd,jd->jhv", self.V, self.tokens[which], optimize=True)
@@ -249,7 +258,7 @@ def _compress(layer: _Conditions, keep_mass: bool, block: int, negligible: float
     for start in range(0, m, block):
         part = np.arange(start, min(m, start + block))
         new, peak = layer.rows(part)
-        new_mass = np.exp(layer.log_given[part] + peak)
+        new_mass = np.exp(layer.log_given(part) + peak)
         if keep_mass:
             new = np.concatenate([new, np.ones((len(part), 1))], 1)
         seen = new_mass > 2.0**-104
@@ -258,7 +267,7 @@ def _compress(layer: _Conditions, keep_mass: bool, block: int, negligible: float
         indices, rows = np.concatenate([indices, part[seen]])[kept], rows[kept]
     if not len(indices):
         if keep_mass:  # every query looks at itself only: any token may stay
-            indices = np.array([np.argmax(layer.log_given)])
+            indices = np.array([np.argmax(layer.given)])
             return CompressedWithOwn(indices, np.ones(1), layer.own / layer.given[indices[0]])
         return _compress(layer, True, block, negligible)  # no token is needed, yet weights are to sum to 1
     logs = _polish(layer, indices, np.log(mass) - layer.rows(indices)[1])
@@ -412,19 +421,31 @@ def moments(
 ) -> Compressed:
     """A few weighted tokens of the prompt with the same mean of every polynomial of total degree at most `degree`.
 
-    At most C(d + degree, degree) indices are returned, ascending (fewer if polynomials are dependent on the tokens,
-    as on a sphere), with weights >= 0 that sum to 1.  With degree k + 1 they stand for the prompt in every head and at
-    every query, up to `bounds.moment_error` (Theorem 6).  `weights` are those of the prompt (default: equal ones).
+    At most C(r + degree, degree) indices are returned, ascending, where r <= d is the number of dimensions that the
+    tokens span (`spanned`; fewer if polynomials are dependent on the tokens, as on a sphere), with weights >= 0 that
+    sum to 1; at degree >= 1 a prompt of r + 1 tokens is returned as it is.  With degree k + 1 they stand for the prompt
+    in every head and at every query, up to `bounds.moment_error` (Theorem 6).  `weights` are those of the prompt
+    (default: equal ones).
 
     Polynomials are products of Chebyshev polynomials in coordinates along the principal axes, scaled to [−1, 1], and
     orthogonalised by QR.  Before returning their means are compared with those of the whole prompt: they differ by at
     most `tolerance`.  Tokens are streamed: they are merged to twice as many groups as there are polynomials,
     half of the groups are eliminated, and so on, so time and memory are linear in m with a small constant.
-    ValueError if an argument is not finite or does not fit, for more than 3000 polynomials, or, with the condition
-    number, if verification fails.
+    ValueError if an argument is not finite or does not fit, for more than 3000 polynomials in as many tokens or more,
+    or, with the condition number, if verification fails.
     """
     polynomials = _Polynomials("tokens", tokens, degree)
     return _match(polynomials, polynomials.count, len(polynomials.points), weights, tolerance)
+
+
+def spanned(tokens: Float[np.ndarray, "m d"], degree: int = 1) -> int:
+    """The dimension r <= min(m − 1, d) of the smallest plane that holds all tokens, up to rounding.
+
+    `moments` keeps at most C(r + degree, degree) tokens: if that is m or more, few or none are saved.  With r = m − 1
+    nothing is saved at any degree >= 1, for the mean of the tokens leaves one choice of weights.
+    ValueError as in `moments`, for this degree.
+    """
+    return _Polynomials("tokens", tokens, degree).points.shape[1]
 
 
 def head_moments(
@@ -473,50 +494,50 @@ class _Polynomials:
         if not np.isfinite(points).all():
             raise ValueError(f"{name} must be finite")
         (degree,) = integers(0, degree=degree)
-        d = points.shape[1]
-        self.count = math.comb(d + degree, d)
-        _affordable(self.count)
         size = np.abs(points).max() or 1.0
         scaled = points / size  # squares must not overflow
-        axes = np.linalg.eigh(np.cov(scaled.T, bias=True).reshape(d, d))[1]
+        centred = scaled - scaled.mean(0)
+        if len(points) <= points.shape[1]:
+            axes = np.linalg.svd(centred, full_matrices=False)[2].T
+        else:
+            axes = np.linalg.eigh(centred.T @ centred / len(points))[1]
         turned = scaled @ axes
         low, high = turned.min(0), turned.max(0)
         reach = (high - low) / 2
         thick = reach > 1e-13 * (reach.max() + np.abs(turned).max())  # other directions are rounding
-        scale = np.where(thick, np.maximum(reach, 1e-4 * reach.max()), np.inf)  # thin ones are not blown up
-        self.points = (turned - (low + high) / 2) / scale
-        self.exponents = np.array(_exponents(d, degree))  # [count, d]
+        scale = np.maximum(reach, 1e-4 * reach.max())  # thin ones are not blown up
+        self.points = ((turned - (low + high) / 2) / np.where(thick, scale, np.inf))[:, thick]  # [m, r]
+        r = self.points.shape[1]
+        self.count = math.comb(r + degree, r)
+        _affordable(self.count, len(points))
+        # of each product: its factors, as axes and degrees [count, most factors]; degree 0 is no factor
+        terms = [Counter(term) for k in range(degree + 1) for term in combinations_with_replacement(range(r), k)]
+        self.axes, self.degrees = np.zeros((2, self.count, min(r, degree)), int)
+        for row, term in enumerate(terms):
+            self.axes[row, : len(term)], self.degrees[row, : len(term)] = list(term), list(term.values())
 
     def __call__(self, which) -> Float[np.ndarray, "b count"]:
         x = self.points[which]
         chebyshev = [np.ones_like(x), x]
-        while len(chebyshev) <= self.exponents.max():
+        while len(chebyshev) <= self.degrees.max(initial=0):
             chebyshev.append(2 * x * chebyshev[-1] - chebyshev[-2])
-        table = np.stack(chebyshev)  # [degree + 1, b, d]
+        table = np.stack(chebyshev)  # [degree + 1, b, r]
         rows = np.ones((len(x), self.count))
-        for axis in range(x.shape[1]):
-            rows *= table[:, :, axis].T[:, self.exponents[:, axis]]
+        for axes, degrees in zip(self.axes.T, self.degrees.T, strict=True):
+            rows *= table[degrees, :, axes].T
         return rows
 
 
-def _exponents(d: int, degree: int) -> list[tuple[int, ...]]:
-    """All exponents of d variables with sum at most `degree`, those of 1 first."""
-    if d == 0:
-        return [()]
-    return [(first, *rest) for first in range(degree + 1) for rest in _exponents(d - 1, degree - first)]
-
-
-def _affordable(count: int) -> None:
-    if count > 3000:
+def _affordable(count: int, m: int) -> None:
+    """Refuse what a factorisation of min{m, 2·count} points would take too long for, or too much memory."""
+    if count > 3000 and count * min(m, 2 * count) > 2 * 3000**2:
         raise ValueError(f"{count} moments are too many to match in float64 here: at most 3000; take a lower degree")
 
 
 def _match(features, count: int, m: int, weights, tolerance: float) -> Compressed:
     """At most `count` of m weighted points with the same mean of `features(which)` [b, count], verified."""
-    _affordable(count)
-    given = np.ones(m) if weights is None else np.asarray(weights, dtype=np.float64)
-    if given.shape != (m,):
-        raise ValueError(f"there must be one weight for each of the {m} tokens, not an array of shape {given.shape}")
+    _affordable(count, m)
+    given = _masses(weights, m)
     if not (np.isfinite(given).all() and (given >= 0).all() and given.any()):
         raise ValueError("weights must be finite numbers >= 0, not all of them 0")
     given = given / given.max()

@@ -552,3 +552,44 @@ def tune_labels(
         direction, first, second = adam_direction(slope, first[going], second[going], step + 1, (0.9, 0.99))
         prompts = prompts - learning_rate * (1 + math.cos(math.pi * step / steps)) / 2 * direction
     return result, success
+
+
+# --- the steepest networks -----------------------------------------------------------------------------------------
+
+
+def steep_network(config: TransformerConfig, *, generator: torch.Generator) -> Transformer:
+    """A float64 network that is as steep as its constant at any depth, at the origin (Lemma 2b, part 5).
+
+    Queries are blind (A = 0), each head writes a positive multiple of the mean that it reads, W₁ is a positive multiple
+    of W₂ᵀ with W₂W₂ᵀ = I, and the biases put activations where they are steepest and the output for 0 at 0; norms have
+    equal gains.  Multiples, the orthogonal factors and the unembedding are random.  Prompt tokens and query at the
+    origin, read with own_token=False, attain `bounds.network_lipschitz`, whatever the number of tokens.
+    ValueError for learned positions, d_v < d, or 0 < mlp < d.
+    """
+    c = config
+    if c.positions == "learned" or c.d_v < c.d or 0 < c.mlp < c.d:
+        raise ValueError("it needs positions other than learned ones, d_v >= d, and mlp = 0 or >= d")
+    model = Transformer(c, generator=generator).double()
+
+    def positive() -> float:
+        return float(torch.rand((), generator=generator)) + 0.5
+
+    def isometry(rows: int, columns: int) -> Float[Tensor, "rows columns"]:
+        return torch.linalg.qr(torch.randn(columns, rows, generator=generator, dtype=torch.float64)).Q.T
+
+    for block in model.blocks:
+        parts = [isometry(c.d, c.d_v) for _ in range(c.heads)]
+        block.query.zero_()
+        block.value.copy_(torch.cat([positive() * part for part in parts], 1))
+        block.output.copy_(torch.cat([part.T for part in parts]))
+        if c.mlp:
+            part = isometry(c.d, c.mlp)
+            block.up.copy_(positive() * part), block.down.copy_(part.T)
+            # the slope of ReLU is 1 at 1, that of GELU is largest at √2
+            block.up_bias.fill_(1.0 if c.activation == "relu" else math.sqrt(2))
+            activation = torch.relu if c.activation == "relu" else torch.nn.functional.gelu
+            block.down_bias.copy_(-activation(block.up_bias) @ block.down)
+    for name, weight in model.named_parameters():
+        if name.endswith("gain"):
+            weight.fill_(positive())
+    return model

@@ -6,11 +6,13 @@ import html
 import io
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import matplotlib.style
+import numpy as np
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 from prompt_memory.claims import power_of_ten, readable
 
@@ -199,6 +201,23 @@ def label_line(ax, x, y, text: str, *, colour: str, where: float = 1.0, above: b
         "fontsize": 9,
     }
     return ax.annotate(text, (x[index], y[index]), color=COLOURS.get(colour, colour), **(defaults | options))
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights for labels that keep their order and lie at least `gap` apart, as near to those wished for as can be.
+
+    The least sum of squared shifts; ties keep the order given.  ValueError if a height is not finite or gap < 0.
+    """
+    wished = np.asarray(heights, dtype=float)
+    if not (np.isfinite(wished).all() and math.isfinite(gap) and gap >= 0):
+        raise ValueError("heights must be finite and the gap a finite number >= 0")
+    if not wished.size:
+        return []
+    order = np.argsort(wished, kind="stable")
+    steps = gap * np.arange(len(wished))
+    placed = np.empty_like(wished)
+    placed[order] = isotonic_regression(wished[order] - steps).x + steps
+    return placed.tolist()
 
 
 def forbid(ax, x, lower, upper, *, text: str | None = None):

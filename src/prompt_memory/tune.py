@@ -295,10 +295,11 @@ def longest_prefix_on_grid(
 ) -> Longest:
     """`longest_prefix` for prompts p_j = Σ_i z_ji basis_i whose k coordinates z_ji take the given values only.
 
-    Straight-through gradients stall on so few values, so this is a search: each of `chains` chains a string tries, in
-    every step, `candidates` changes of one coordinate, drawn with a preference for those that the gradient favours,
-    and moves to the best of them if the loss falls, or with probability e^(−increase/temperature).  The allowed
-    prompts number v^(k·m).  ValueError as in `longest_prefix`, or if basis or values do not fit.
+    A search in few coordinates: each of `chains` chains a string tries, in every step, `candidates` changes of one
+    coordinate, drawn with a preference for those that the gradient favours, and moves to the best of them if the loss
+    falls, or with probability e^(−increase/temperature).  The allowed prompts number v^(k·m).  For many coordinates
+    Adam with straight-through rounding, as in `quantised`, does as well.  ValueError as in `longest_prefix`, or if
+    basis or values do not fit.
     """
     check_strings(model, strings, m)
     if basis.ndim != 2 or basis.shape[1] != model.config.d or len(values) < 2:
