@@ -1861,7 +1861,8 @@ def argmax_recall_ceiling(n: int, q: int, *, spread: float, deviation: float) ->
     The other facts are independent and alike.  For two values y ≠ y' a fact's token adds X = e^s (f_y − f_y' + b_y −
     b_y') to the comparison, s being its softmax logit and f its votes; ρ = `spread` is the length of an interval that
     holds X for all tokens that facts may have, σ = `deviation` the standard deviation of X, and ρ/σ the largest of any
-    pair of values.  Any number that does not depend on labels may be subtracted from a comparison (Theorem 8, part 4).
+    pair of values.  Numbers that depend on the query and on n only may be subtracted from a comparison (Theorem 8,
+    part 4).
     ValueError unless 0 < deviation <= spread/2 are finite, n >= 1 and q >= 2.
     """
     n, q = *integers(n=n), _classes(q)
