@@ -1630,9 +1630,10 @@ def addressed_facts(d_k: int, B: float, eps: float) -> float:
 def several_heads_facts(d_k: int, B: Sequence[float], eps: float) -> float:
     """Σ_h (1 + √(2B_h/Δ))^{d_k}: how many facts several heads can address together, whatever the context.
 
-    B holds the largest softmax logit of each head.  The reading is the sum of what the heads read; a fact's label moves
-    it towards itself in every head, the values of head h lie in [−β_h, β_h] with Σ_h β_h = 1, and the rest is as in
-    `addressed_facts` (Proposition 9a, part 3).  ValueError as there, or without a head.
+    B holds, for each head, the product of the largest lengths of its queries and keys.  The reading is the sum of what
+    the heads read; a fact's label moves it towards itself in every head, the values of head h lie in [−β_h, β_h] with
+    Σ_h β_h = 1, and the rest is as in `addressed_facts` (Proposition 9a, part 3).  ValueError as there, or without a
+    head.
     """
     if not len(B):
         raise ValueError("give the largest softmax logit of at least one head")
