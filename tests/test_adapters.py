@@ -118,6 +118,31 @@ def test_the_rank_is_the_number_of_visible_numbers(tuning, changes):
     assert rest < 1e-13
 
 
+@pytest.mark.parametrize(
+    ("tuning", "biased", "more"),
+    [
+        (Tuning("prefix", 2), "query", True),  # queries span all of a head that is longer than d - 1
+        (Tuning("LoRA", 2), "query", True),  # a change of bases that the bias does not follow
+        (Tuning("LoRA", 2), "value", True),
+        (Tuning("LoRA", 2), "key", False),  # the softmax is blind to it
+    ],
+    ids=str,
+)
+def test_frozen_biases_of_queries_and_values_make_more_numbers_visible(tuning, biased, more):
+    changes = dict(d=4, heads=1, mlp=5)
+    generator = torch.Generator().manual_seed(3)
+    adapted = adapters.adapt(network(**changes), tuning)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "c_attn" in name and name.endswith("bias"):
+                assert not weight.any()  # as it is exported
+                weight.view(3, -1)[("query", "key", "value").index(biased)].normal_(generator=generator)
+    sequences = torch.randint(7, (120, 8), generator=generator)
+    rank, _, _ = adapters.measured_rank(adapted, sequences, spread=0.5, generator=generator)
+    count = adapters.visible_numbers(config(**changes), tuning)
+    assert rank > count if more else rank == count
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 def test_all_weights_of_a_small_network_have_the_rank_of_the_count(heads):
     small = dict(d=4, q=5, mlp=4, context=6, heads=heads)

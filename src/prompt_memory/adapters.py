@@ -434,8 +434,9 @@ def memorise(
 def visible_numbers(config, tuning: Tuning) -> int:
     """The largest rank that the derivative of all logits in the trained numbers can have, for an exported network.
 
-    Proved as an upper bound, for frozen weights in general position, L >= 2 layers and norm_eps > 0, in the chapter on
-    other tunings; attained, with smooth activations and enough queries, wherever it was measured.  With e = d − 1:
+    Proved as an upper bound, for L >= 2 layers, norm_eps > 0, biases of norms, queries and values that are zero where
+    they are frozen (as `adapt` leaves them), and other frozen weights in general position, in the chapter on other
+    tunings; attained, with smooth activations and enough queries, wherever it was measured.  With e = d − 1:
 
     soft prompt   m·e: no norm reads the mean of a token
     prefix        2·L·m·H·min(d_k, e)

@@ -1630,9 +1630,10 @@ def addressed_facts(d_k: int, B: float, eps: float) -> float:
 def several_heads_facts(d_k: int, B: Sequence[float], eps: float) -> float:
     """Σ_h (1 + √(2B_h/Δ))^{d_k}: how many facts several heads can address together, whatever the context.
 
-    B holds the largest softmax logit of each head.  The reading is the sum of what the heads read; a fact's label moves
-    it towards itself in every head, the values of head h lie in [−β_h, β_h] with Σ_h β_h = 1, and the rest is as in
-    `addressed_facts` (Proposition 9a, part 3).  ValueError as there, or without a head.
+    B holds, for each head, the product of the largest lengths of its queries and keys.  The reading is the sum of what
+    the heads read; a fact's label moves it towards itself in every head, the values of head h lie in [−β_h, β_h] with
+    Σ_h β_h = 1, and the rest is as in `addressed_facts` (Proposition 9a, part 3).  ValueError as there, or without a
+    head.
     """
     if not len(B):
         raise ValueError("give the largest softmax logit of at least one head")
@@ -1861,7 +1862,8 @@ def argmax_recall_ceiling(n: int, q: int, *, spread: float, deviation: float) ->
     The other facts are independent and alike.  For two values y ≠ y' a fact's token adds X = e^s (f_y − f_y' + b_y −
     b_y') to the comparison, s being its softmax logit and f its votes; ρ = `spread` is the length of an interval that
     holds X for all tokens that facts may have, σ = `deviation` the standard deviation of X, and ρ/σ the largest of any
-    pair of values.  Any number that does not depend on labels may be subtracted from a comparison (Theorem 8, part 4).
+    pair of values.  Numbers that depend on the query and on n only may be subtracted from a comparison (Theorem 8,
+    part 4).
     ValueError unless 0 < deviation <= spread/2 are finite, n >= 1 and q >= 2.
     """
     n, q = *integers(n=n), _classes(q)
