@@ -359,6 +359,20 @@ def test_the_bounds_for_other_labels_are_attained():
     assert bounds.binary_divergence(0.2, 0.4) == bounds.binary_divergence(1.0, 1.0) == 0
 
 
+@pytest.mark.parametrize(
+    ("recall", "chance", "bits"),  # from 1400 digits
+    [
+        (1.0, 1e-310, 1029.7977094151),
+        (0.5, 1e-310, 513.89885470754),
+        (0.5, 1e-289, 479.01860971122),
+        (1e-12, 1e-300, 9.5527259628667e-10),
+        (2e-310, 1e-310, 5.5730495911103e-311),
+    ],
+)
+def test_the_divergence_from_a_tiny_chance_is_finite(recall, chance, bits):
+    assert bounds.binary_divergence(recall, chance) == pytest.approx(bits, rel=1e-12)
+
+
 @quick
 @given(q=CLASSES, n=st.integers(1, 200), bits=st.floats(0, 300), data=st.data())
 def test_uniform_labels_are_a_special_case(q, n, bits, data):

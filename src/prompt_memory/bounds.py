@@ -185,6 +185,9 @@ def binary_divergence(recall: float, chance: float) -> float:
         raise ValueError("chance must be above 0")
     if a <= p:
         return 0.0
+    if p < 1e-290 * a:  # a / p may overflow, and (1 − a) log2(1 − p) is nothing beside the rest
+        unsure = float(special.xlog1py(1 - a, -a)) / math.log(2) if a < 1 else 0.0
+        return a * (math.log2(a) - math.log2(p)) + unsure
     u, v = (a - p) / p, (a - p) / (1 - p)  # a = p (1 + u) and 1 − a = (1 − p)(1 − v)
     return (p * _bregman(u) + (1 - p) * _bregman(-v)) / math.log(2)
 
