@@ -186,3 +186,23 @@ def test_a_piecewise_linear_network_stays_below_its_bound(seed):
     prompt = torch.randn(1, 3, generator=generator, dtype=torch.float64)
     queries = torch.randn(30, 1, 3, generator=generator, dtype=torch.float64)
     assert changes_on_a_line(model, prompt, queries, False) <= bounds.piecewise_linear_bits(30, 1, [8, 4])
+
+
+def test_one_bit_beyond_the_significand_some_number_holds_seven_eighths():
+    for p in (3, 4, 5):
+        found = set()
+        for shift, odd, sign in itertools.product(range(p + 3), range(2**p), (1, -1)):
+            x, labels = Fraction(sign * odd, 2 ** (p + shift)), []
+            for _ in range(p + 1):
+                labels.append(x > 0)
+                x = 1 - 2 * abs(x)
+            found.add(tuple(labels))
+        assert len(found) == 7 * 2 ** (p - 2)
+    # and the network itself, for every number of bfloat16 in [−1, 1], p = 8
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    numbers = numbers[numbers.abs() <= 1]
+    prompts = bitwise.tent_prompts(torch.ones(len(numbers), 1, dtype=torch.long), 9, torch.bfloat16)
+    prompts[:, 0, 0] = numbers
+    model, queries = bitwise.tent_network(9).to(torch.bfloat16), bitwise.tent_queries(9).to(torch.bfloat16)
+    answers = torch.cat([model(part, queries, own_token=False).argmax(-1) for part in prompts.split(2048)])
+    assert len(torch.unique(answers, dim=0)) == 448

@@ -346,6 +346,34 @@ def test_labels_with_other_probabilities(data, n, words, q):
         assert tail[k] <= 2 ** bounds.independent_tail_bits(bits, chances, k) + 1e-9
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_that_depend_on_earlier_ones_are_bounded_by_the_number_of_prompts(seed):
+    # teacher forcing: a prompt answers a query that contains the labels before it
+    rng, n = np.random.default_rng(seed), 6
+    chances = rng.uniform(0.5, 0.95, n)
+    share = [rng.uniform(1 - p, p, 2**i) for i, p in enumerate(chances)]  # of label 1, after each history
+    for i, p in enumerate(chances):
+        share[i][rng.random(2**i) < 0.6] = p
+    prompts = 5
+    answers = [rng.random((prompts, 2**i)) < 0.5 for i in range(n)]
+    answers = [np.vstack([a, s > 0.5]) for a, s in zip(answers, share, strict=True)]
+    recalled, tail = np.zeros(n), np.zeros(n + 1)
+    for labels in itertools.product((0, 1), repeat=n):
+        history, probability, hits = 0, 1.0, []
+        for i, label in enumerate(labels):
+            probability *= share[i][history] if label else 1 - share[i][history]
+            hits.append(answers[i][:, history] == label)
+            history = 2 * history + label
+        best = np.array(hits).T[np.sum(hits, axis=0).argmax()]
+        recalled += probability * best
+        tail[: best.sum() + 1] += probability
+    bits = math.log2(prompts + 1)
+    spent = sum(bounds.binary_divergence(min(1.0, a), p) for a, p in zip(recalled, chances, strict=True))
+    assert 0 < spent <= bits
+    for k in range(n + 1):
+        assert tail[k] <= 2 ** bounds.independent_tail_bits(bits, chances, k) + 1e-9
+
+
 def test_the_bounds_for_other_labels_are_attained():
     # one answer for all: it recalls every label with its chance, and the number of hits is the sum of the coins
     chances = [0.5, 0.9, 0.3, 1.0]
@@ -357,6 +385,20 @@ def test_the_bounds_for_other_labels_are_attained():
     # half of the labels known for sure: each costs −log2 of its chance
     assert 3 * bounds.binary_divergence(1.0, 0.25) == 6
     assert bounds.binary_divergence(0.2, 0.4) == bounds.binary_divergence(1.0, 1.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("recall", "chance", "bits"),  # from 1400 digits
+    [
+        (1.0, 1e-310, 1029.7977094151),
+        (0.5, 1e-310, 513.89885470754),
+        (0.5, 1e-289, 479.01860971122),
+        (1e-12, 1e-300, 9.5527259628667e-10),
+        (2e-310, 1e-310, 5.5730495911103e-311),
+    ],
+)
+def test_the_divergence_from_a_tiny_chance_is_finite(recall, chance, bits):
+    assert bounds.binary_divergence(recall, chance) == pytest.approx(bits, rel=1e-12)
 
 
 @quick

@@ -715,6 +715,12 @@ def network(weights=WEIGHTS, config=SMALL.config, **options):
         (lambda: bounds.entropy_bits(1, 1, 1, 1, NAN), "eps must be a finite number >= 0, not nan"),
         (lambda: bounds.entropy_bits(1, 1, 1, 1, "1"), "eps must be a finite number >= 0, not '1'"),
         (lambda: construct.steep_network(SMALL.config, generator=seeded(0)), "other than learned ones, d_v >= d"),
+        (
+            lambda: construct.steep_network(
+                TransformerConfig(d=2, q=2, d_v=2, norm="rms", norm_eps=0.0), generator=seeded(0)
+            ),
+            "norms with norm_eps = 0 are not defined at the origin",
+        ),
         (lambda: bounds.head_lipschitz(np.eye(2), np.ones((2, 3)), 1, False), "A must be square and V have as many"),
         (lambda: bounds.head_lipschitz(np.ones((2, 3)), np.eye(3), 1, False), "A must be square"),
         (lambda: bounds.head_lipschitz(np.ones(3), np.eye(3), 1, False), r"A must be a matrix, not an array of sha"),

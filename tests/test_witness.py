@@ -67,6 +67,14 @@ def test_functions_of_balls_hold_their_values_to_50_digits():
     assert (Ball([1.0]).exp().rad < 1e-14).all()
 
 
+@pytest.mark.parametrize(("mid", "rad"), [(-800.0, 200.0), (-740.0, 100.0), (-700.0, 1.0), (-1e4, 700.0)])
+def test_the_exponential_of_a_ball_is_held_where_its_midpoint_underflows(mid, rad):
+    ball = Ball([mid], [rad]).exp()
+    with mpmath.workdps(50):
+        for side in (-1, 0, 1):
+            assert contains(ball, [mpmath.exp(mpmath.mpf(mid) + side * mpmath.mpf(rad))])
+
+
 def exact_outputs(model, prompt, queries):
     """A causal RMSNorm or LayerNorm network of one-token queries in mpmath, written from its definition."""
     c = model.config

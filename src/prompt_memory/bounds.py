@@ -185,6 +185,9 @@ def binary_divergence(recall: float, chance: float) -> float:
         raise ValueError("chance must be above 0")
     if a <= p:
         return 0.0
+    if p < 1e-290 * a:  # a / p may overflow, and (1 − a) log2(1 − p) is nothing beside the rest
+        unsure = float(special.xlog1py(1 - a, -a)) / math.log(2) if a < 1 else 0.0
+        return a * (math.log2(a) - math.log2(p)) + unsure
     u, v = (a - p) / p, (a - p) / (1 - p)  # a = p (1 + u) and 1 − a = (1 − p)(1 − v)
     return (p * _bregman(u) + (1 - p) * _bregman(-v)) / math.log(2)
 
@@ -523,7 +526,8 @@ def effective_dimension(
     and token-wise network gives m·min(d, H(d_k + min(d_v, q))), queries that all return the same vector give at most q,
     and other networks are refused, unless `rank_checked` says that the caller has measured that fewer outputs lose
     nothing.  (The count for q >= c, which is then returned, is an upper bound in any case.)  A config without q counts
-    as one with enough outputs.
+    as one with enough outputs.  For few outputs and rotary positions, which part 4 excludes, the count is not proved:
+    it met the measured rank in each of 1578 random configurations.
     Returns an int.  ValueError for m < 1, an unknown option, or a network for which no formula is established.
     """
     (m,) = integers(m=m)

@@ -564,11 +564,13 @@ def steep_network(config: TransformerConfig, *, generator: torch.Generator) -> T
     of W₂ᵀ with W₂W₂ᵀ = I, and the biases put activations where they are steepest and the output for 0 at 0; norms have
     equal gains.  Multiples, the orthogonal factors and the unembedding are random.  Prompt tokens and query at the
     origin, read with own_token=False, attain `bounds.network_lipschitz`, whatever the number of tokens.
-    ValueError for learned positions, d_v < d, or 0 < mlp < d.
+    ValueError for learned positions, d_v < d, 0 < mlp < d, or norms with norm_eps = 0 (undefined at the origin).
     """
     c = config
     if c.positions == "learned" or c.d_v < c.d or 0 < c.mlp < c.d:
         raise ValueError("it needs positions other than learned ones, d_v >= d, and mlp = 0 or >= d")
+    if c.norm != "none" and c.norm_eps == 0:
+        raise ValueError("norms with norm_eps = 0 are not defined at the origin: give norm_eps > 0")
     model = Transformer(c, generator=generator).double()
 
     def positive() -> float:

@@ -55,7 +55,8 @@ class Ball:
 
     def exp(self) -> "Ball":
         mid = np.exp(self.mid)
-        return _rounded(mid, mid * (np.expm1(self.rad) + FUNCTION))
+        # where e^mid underflows it is still below TINY
+        return _rounded(mid, np.maximum(mid, TINY) * (np.expm1(self.rad) + FUNCTION))
 
     def power(self, exponent: float) -> "Ball":
         """x^exponent of positive numbers, for a negative exponent; ValueError if a number may be 0 or less."""
