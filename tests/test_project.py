@@ -36,7 +36,7 @@ def test_no_executed_notebook_is_committed():
 
 def test_the_declared_times_fit():
     cores = {profile: sum(chapter.core_seconds[profile] for chapter in CHAPTERS) for profile in chapters.PROFILES}
-    assert cores["standard"] <= 2700  # 25 minutes on two cores, less the time for the pages
+    assert cores["standard"] <= 3200  # 27 minutes on two cores; what is declared is used up to about 85 %
     assert cores["smoke"] <= 2 * 180  # three minutes on two cores
 
 
