@@ -586,3 +586,13 @@ def test_part_three_exactly_on_small_tables():
         best = (tables[None] == labels[:, None]).mean(2).max(1).mean()
         assert n * bounds.rate(1 - best, q) <= math.log2(rows) + 1e-12
         assert best <= bounds.pinsker_recall_ceiling(math.log2(rows), n, q) + 1e-12
+
+
+@pytest.mark.parametrize("contexts", [7, 24, 49])
+def test_a_bootstrap_of_perfect_recall_is_perfect(contexts):
+    """A mean of ones above one, by rounding, would be no recall: its bits are not a number."""
+    draws = recall.resampled(np.ones((contexts, 3)), np.random.default_rng(0), 500)
+    assert (draws == 1).all()
+    assert np.isfinite(recall.retained([1, 2, 4], draws, 2)).all()
+    with pytest.raises(ValueError, match="without NaN"):
+        recall.simultaneous(np.array([[0.0], [np.nan]]))

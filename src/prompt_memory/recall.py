@@ -447,12 +447,14 @@ def resampled(values: Float[np.ndarray, "C *D"], rng: np.random.Generator, resam
     """Means over contexts drawn with replacement, the same ones for all entries: the bootstrap, all at once."""
     values = np.asarray(values, float)
     counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    return np.tensordot(counts / len(values), values, 1)
+    return np.tensordot(counts, values, 1) / len(values)  # in this order no mean of ones exceeds one
 
 
 def simultaneous(draws: Float[np.ndarray, "B *P"], *, level: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """Percentile intervals (lower, upper) of bootstrap draws, at `level` for all points together (Bonferroni)."""
     draws = np.sort(np.asarray(draws, float), axis=0)  # may hold infinities, which quantiles turn into NaN
+    if np.isnan(draws).any():
+        raise ValueError("An interval needs draws without NaN.")
     tail = level / (2 * max(1, draws[0].size)) * (len(draws) - 1)
     return draws[math.floor(tail)], draws[len(draws) - 1 - math.floor(tail)]
 
