@@ -526,8 +526,8 @@ def effective_dimension(
     and token-wise network gives m·min(d, H(d_k + min(d_v, q))), queries that all return the same vector give at most q,
     and other networks are refused, unless `rank_checked` says that the caller has measured that fewer outputs lose
     nothing.  (The count for q >= c, which is then returned, is an upper bound in any case.)  A config without q counts
-    as one with enough outputs.  For few outputs and rotary positions, which part 4 excludes, the count is not proved:
-    it met the measured rank in each of 1578 random configurations.
+    as one with enough outputs.  For few outputs and rotary positions, which part 4 excludes, the count is
+    tested on random configurations, without an exception, and not proved.
     Returns an int.  ValueError for m < 1, an unknown option, or a network for which no formula is established.
     """
     (m,) = integers(m=m)
