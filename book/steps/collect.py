@@ -94,7 +94,8 @@ LEGEND = f"""
   closest.
 - *reported from* is the measured value from which on a violation would have been reported there: an experiment cannot
   see a smaller one. *closest* is the largest measured value over its bound, of all points that can fail: a bound
-  smaller by that factor would have been refuted.
+  smaller by that factor would have been refuted. A sampled mean may lie a little above its bound by chance, then
+  *closest* is above 100 % and still nothing is refuted.
 - Intervals of sampled claims are at 95 %, for the eye only.
 """
 
