@@ -79,6 +79,19 @@ def test_no_norm_of_a_table_loses_its_bars():
     assert [row for row in rows if re.search(r"\$[^$]*\\\|[^$]*\$", row)] == []
 
 
+def test_every_reference_is_whole_and_cited():
+    from pybtex.database import parse_file
+
+    entries = parse_file(str(ROOT / "book" / "references.bib")).entries
+    files = [*(ROOT / "notebooks").glob("*.md"), *(ROOT / "book").glob("*.md")]
+    roles = [re.findall(r"\{cite(?::\w+)?\}`([^`]*)`", file.read_text()) for file in files]
+    cited = {key.strip() for found in roles for keys in found for key in keys.split(",")}
+    assert cited == set(entries)
+    for key, entry in entries.items():
+        assert {"title", "year"} <= set(entry.fields), key
+        assert entry.persons["author"], key
+
+
 def test_the_search_for_typed_numbers_would_find_one():
     text = (
         "---\na: 0.1\n---\nrecall $0.5$ and `0.7` of {glue:text}`x:.3f`\n```{code-cell}\n0.9\n```\nbut also 0.83 here"
