@@ -170,7 +170,9 @@ def linear_gauge(d, heads, rank, rng):
     W, O = rng.normal(size=(e, 3 * d)), rng.normal(size=(d, e))
     A2, B2 = rng.normal(size=(d, r)), rng.normal(size=(r, e))
     QKV, O2 = W + A @ B, O + A2 @ B2
-    cut = lambda matrix, part, h: matrix[:, part * d + h * k : part * d + (h + 1) * k]  # noqa: E731
+
+    def cut(matrix, part, h):
+        return matrix[:, part * d + h * k : part * d + (h + 1) * k]
 
     def flat(parts):
         return np.concatenate([part.ravel() for part in parts])

@@ -563,7 +563,7 @@ def _answer(network, width: int, torch):
     settings = dict(use_cache=True, output_attentions=True, return_dict=True)
     try:
         return network(input_ids=torch.zeros(1, 3, dtype=torch.long), **settings)
-    except Exception:
+    except Exception:  # a family that takes no ids refuses them in its own way; if vectors fail too, that error is raised
         return network(inputs_embeds=torch.zeros(1, 3, width, dtype=torch.bfloat16), **settings)
 
 
@@ -695,7 +695,7 @@ def _of(config, field: str, default=None):
     """A field of a configuration object; the default as well where it is not the same in all layers."""
     try:
         return getattr(config, field, default)
-    except Exception:
+    except Exception:  # configuration classes raise errors of their own for a field that differs between layers
         return default
 
 
