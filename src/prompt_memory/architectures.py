@@ -563,7 +563,7 @@ def _answer(network, width: int, torch):
     settings = dict(use_cache=True, output_attentions=True, return_dict=True)
     try:
         return network(input_ids=torch.zeros(1, 3, dtype=torch.long), **settings)
-    except Exception:  # a family that takes no ids refuses them in its own way; if vectors fail too, that error is raised
+    except Exception:  # no ids in this family, each says so in its own way; vectors raise what is really wrong
         return network(inputs_embeds=torch.zeros(1, 3, width, dtype=torch.bfloat16), **settings)
 
 
