@@ -27,7 +27,7 @@ def html() -> Path:
 @pytest.fixture(scope="session")
 def pages(html) -> dict[str, BeautifulSoup]:
     """Every page of the book that a reader reads, parsed, by its path."""
-    names = ["index", "notation", "scoreboard", "references", *(f"notebooks/{name}" for name in NAMES)]
+    names = ["index", "builders", "notation", "scoreboard", "references", *(f"notebooks/{name}" for name in NAMES)]
     return {name: BeautifulSoup((html / f"{name}.html").read_text(), "html.parser") for name in names}
 
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from prompt_memory import claims, intervals
+from prompt_memory import files, intervals
+from prompt_memory.book import claims, verdicts
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_points_that_cannot_fail_do_not_count_and_are_not_shown(record):
     kept = record.records["k"]
     assert (kept["points"], kept["points_total"], kept["tightest"], kept["measured"]) == (2, 4, 2, 16)
     assert kept["closest"] == 1.0
-    assert "2 of 4" in claims.Verdicts([kept]).row(kept)
+    assert "2 of 4" in verdicts.Verdicts([kept]).row(kept)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_one_point_outside_is_a_miss_and_one_open_point_leaves_it_undecided(reco
     kept = record.records
     assert (kept["miss"]["verdict"], kept["miss"]["violated_points"], kept["miss"]["measured"]) == ("missed", 1, 4.0)
     assert (kept["open"]["verdict"], kept["open"]["undecided_points"]) == ("undecided", 1)
-    assert "undecided" in claims.Verdicts([kept["open"]]).row(kept["open"])[-1]
+    assert "undecided" in verdicts.Verdicts([kept["open"]]).row(kept["open"])[-1]
 
 
 def test_infinite_limits_of_a_prediction_survive_the_record(record):
@@ -269,7 +270,7 @@ def test_the_box_keeps_theorems_and_forecasts_apart(record):
 
 
 def test_a_file_is_whole_or_the_old_one(tmp_path, monkeypatch):
-    path = claims.write_bytes(tmp_path / "new" / "a.txt", b"old")
+    path = files.write_bytes(tmp_path / "new" / "a.txt", b"old")
 
     def full_disk(self, content):
         with self.open("wb") as file:
@@ -278,13 +279,13 @@ def test_a_file_is_whole_or_the_old_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(claims.Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        claims.write_bytes(path, b"new content")
+        files.write_bytes(path, b"new content")
     assert path.read_bytes() == b"old"
     assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
 
 
 def test_numbers_read_well():
-    shown = [claims.number(value) for value in (None, "inf", 65536, 0.123456, -1e-9, [0.1, 0.25], [1, 2, 3])]
+    shown = [verdicts.number(value) for value in (None, "inf", 65536, 0.123456, -1e-9, [0.1, 0.25], [1, 2, 3])]
     assert shown == ["–", "∞", "65,536", "0.1235", "−1·10⁻⁹", "[0.1, 0.25]", "3 values"]
 
 
@@ -305,3 +306,34 @@ def test_a_bound_that_is_a_quantile_counts_as_sampled():
     record.theorem("r", theorem="t", statement="s", measured=[0.1, 0.4], bound=0.3, possible=1, tail=True)
     assert [record.records[key]["verdict"] for key in "qr"] == ["not refuted", "violated"]
     assert record.comparisons == 4
+
+
+def test_a_line_of_a_claim_is_an_anchor_and_leads_to_the_scoreboard(record):
+    record.theorem("a<b", theorem="Theorem 1", statement="$x$ is small.", measured=1, bound=2, possible=3)
+    record.predict("guess", theorem="Heuristic", statement="It is 1", predicted=1, possible=(0, 9), absolute=0.5)
+    record.measure("guess", 3)
+    html = record.lines("a<b", "guess")._repr_html_()
+    assert '<li id="claim-a&lt;b">' in html
+    assert r"Theorem 1: \(x\) is small: ≤ 2, measured 1." in html
+    assert "predicted 1 ± 0.5, measured 3" in html
+    assert f'href="../scoreboard.html#{record.chapter}--guess"' in html
+    with pytest.raises(KeyError):
+        record.lines("other")
+
+
+def test_what_is_kept_in_no_file_has_no_link_to_the_scoreboard(record):
+    loose = claims.Recorder("01_test", profile="smoke", seed=7)
+    for each, links in ((record, True), (loose, False)):
+        each.theorem("k", **about(measured=1, bound=2))
+        for shown in (each.verdicts(), each.lines("k")):
+            assert ("scoreboard.html#" in shown._repr_html_()) == links
+            assert "claim" in shown._repr_html_()
+
+
+def test_of_points_that_came_as_close_the_largest_is_shown(record):
+    record.theorem("counts", theorem="T", statement="s", measured=[2, 5, 4096, 3], bound=[2, 8, 4096, 9], possible=9999)
+    kept = record.records["counts"]
+    assert (kept["measured"], kept["bound"], kept["tightest"]) == (4096, 4096, 2)
+    record.predict("p", theorem="T", statement="s", predicted=[2, 16, 8], possible=(0, 99), absolute=0.1)
+    record.measure("p", [2, 16, 8])
+    assert record.records["p"]["measured"] == 16

@@ -15,7 +15,7 @@ import collect
 import pytest
 from building import build, copy_tree, only_chapters
 
-from prompt_memory import claims
+from prompt_memory.book import claims
 
 STUB = """---
 kernelspec:
@@ -25,7 +25,7 @@ kernelspec:
 prompt_memory:
   threads: 1
   core_seconds: {{smoke: 3, standard: 3, full: 3}}
-  models: {{}}
+  models: {models}
 ---
 
 # Stub {name}
@@ -46,7 +46,8 @@ models_dir = None
 
 ```{{code-cell}} ipython3
 from myst_nb import glue
-from prompt_memory import claims, {module}
+from prompt_memory import {module}
+from prompt_memory.book import claims
 
 record = claims.Recorder("{name}", profile=profile, seed=seed, path=claims_path)
 record.theorem("k", theorem="Theorem 0", statement="the value", measured={module}.VALUE, bound=1, possible=9)
@@ -56,8 +57,9 @@ glue("verdict", record.verdicts(), display=False)
 """
 
 
-def write_stub(root: Path, name: str, module: str, extra: str = "") -> None:
-    (root / "notebooks" / f"{name}.md").write_text(STUB.format(name=name, module=module, extra=extra))
+def write_stub(root: Path, name: str, module: str, extra: str = "", models: str = "{}") -> None:
+    text = STUB.format(name=name, module=module, extra=extra, models=models)
+    (root / "notebooks" / f"{name}.md").write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,10 @@ def published(tmp_path_factory) -> Path:
     (package / "stub_deep.py").write_text("VALUE = 1\n")
     (package / "stub_one.py").write_text("from prompt_memory.stub_deep import VALUE\n")
     (package / "stub_two.py").write_text("VALUE = 1\n")
-    write_stub(root, "00_one", "stub_one")
+    for family, steps in (("bit_reader", 1000), ("recall", 400)):
+        module = package / "pretrain" / f"{family}.py"
+        module.write_text(module.read_text().replace(f"steps={steps}", "steps=9"))  # nobody looks at what they learn
+    write_stub(root, "00_one", "stub_one", models="{smoke: [bit-reader-small, recall-small]}")
     write_stub(root, "01_two", "stub_two")
     only_chapters(root, ["00_one", "01_two"])
     result = build(root, "--profile", "smoke", "--cores", "2", "--publish")
@@ -115,8 +120,8 @@ def test_touched_files_run_nothing(tree):
     [
         ("src/prompt_memory/stub_two.py", {"notebook_01_two"}),
         ("src/prompt_memory/stub_deep.py", {"notebook_00_one"}),
-        ("src/prompt_memory/claims.py", {"notebook_00_one", "notebook_01_two"}),
-        ("src/prompt_memory/figures.py", set()),
+        ("src/prompt_memory/book/claims.py", {"notebook_00_one", "notebook_01_two"}),
+        ("src/prompt_memory/book/figures.py", set()),
         ("notebooks/01_two.md", {"notebook_01_two"}),
     ],
 )
@@ -124,6 +129,30 @@ def test_an_edit_runs_what_depends_on_it(tree, edited, runs):
     with (tree / edited).open("a") as file:
         file.write("\n# edited\n")
     assert {name for name in planned(tree) if name.startswith("notebook_")} == runs
+
+
+@pytest.mark.parametrize(
+    ("edited", "trained"),
+    [
+        ("network/recall.py", {"recall-small"}),
+        ("pretrain/bit_reader.py", {"bit-reader-small"}),
+        ("network/transformer.py", {"bit-reader-small", "recall-small"}),
+        ("tasks/facts.py", set()),
+    ],
+)
+def test_an_edit_trains_the_models_that_depend_on_it(tree, monkeypatch, edited, trained):
+    monkeypatch.setattr(chapters, "ROOT", tree)
+
+    def digests():
+        models = ("bit-reader-small", "recall-small")
+        return {(name, chapters.Chapter("00_x", 1, {}, {"smoke": (name,)}, "").digest) for name in models}
+
+    before = digests()
+    with (tree / "src" / "prompt_memory" / edited).open("a") as file:
+        file.write("\n# edited\n")
+    assert {name for name, _ in digests() - before} == trained
+    planned_models = {name for name in planned(tree) if name.startswith("model_")}
+    assert planned_models == {f"model_{name.replace('-', '_')}" for name in trained}
 
 
 def test_a_violated_theorem_stops_the_book_and_shows_on_the_scoreboard(tree):
@@ -181,9 +210,9 @@ def test_a_cell_that_exits_with_zero_is_no_success(tree):
 def test_the_folder_may_have_any_name(tmp_path):
     root = copy_tree(tmp_path / "it's \t(a) & $b; ü#" / "copy", keep=())
     only_chapters(root, [])
-    write_stub(root, "00_one", "claims")
+    write_stub(root, "00_one", "files")
     path = root / "notebooks" / "00_one.md"
-    path.write_text(path.read_text().replace("claims.VALUE", "1"))
+    path.write_text(path.read_text().replace("files.VALUE", "1"))
     only_chapters(root, ["00_one"])
     result = build(root, "--profile", "smoke", "--notebook", "00")
     assert result.returncode == 0, result.output
@@ -198,7 +227,7 @@ def test_habits_of_the_reader_change_nothing(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / "matplotlibrc"))
     monkeypatch.setenv("HOME", "/proc/none")
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
-    drawing = "from prompt_memory.figures import show\nshow(lambda f: f.subplots().set_title('a_b'), alt='x')"
+    drawing = "from prompt_memory.book.figures import show\nshow(lambda f: f.subplots().set_title('a_b'), alt='x')"
     write_stub(tree, "00_one", "stub_one", extra=drawing)
     result = build(tree, "--profile", "smoke", "--notebook", "00")
     assert result.returncode == 0, result.output
@@ -230,6 +259,7 @@ def test_a_killed_build_leaves_no_orphan_beside_the_next(tree):
         (lambda text: text.replace("threads: 1", "threads: all", 1), "01_two.md: threads must be a whole number"),
         (lambda text: text.replace("smoke: 3", "smoke: x", 1), "01_two.md: core_seconds must be positive numbers"),
         (lambda text: text.replace("models: {}", "models: 3", 1), "01_two.md: models must list names"),
+        (lambda text: text.replace("models: {}", "models: {smoke: [huge]}", 1), "01_two.md: there is no recipe for"),
         (lambda text: text.encode("utf-16"), "01_two.md: not UTF-8"),
     ],
 )

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from prompt_memory import figures
+from prompt_memory.book import figures
 
 
 def example(figure):
@@ -22,10 +22,10 @@ def images(picture):
 
 def test_light_and_dark_differ_and_repeat_byte_for_byte():
     first, second = (images(figures.show(example, alt="An example.")) for _ in range(2))
-    assert len(first) == 2
+    assert len(first) == 4  # for a phone and for a desk, in light and in dark
     assert first == second
     assert figures.COLOURS["bound"].encode() in first[0]
-    assert first[0] != first[1]
+    assert len(set(first)) == 4
     assert b"<dc:date>" not in first[0]
 
 
@@ -36,6 +36,30 @@ def test_html_is_switchable_responsive_and_described():
     assert 'class="only-dark"' in html
     assert "max-width:100%" in html
     assert html.count("display:none") == 1  # only the light one where no theme switches
+
+
+def test_a_numbered_figure_says_its_finding_outside_the_image_and_offers_its_data():
+    def draw(figure):
+        left, right = figures.panels(figure, 2)
+        left.plot([1, 2], [0.5, 0.25], label="fit")
+        right.scatter([3.0], [4.0], color=figures.COLOURS["measured"])
+        assert figures.narrow(figure) == (figure.get_figwidth() < 5)
+        assert (left.get_subplotspec().get_gridspec().ncols == 1) == figures.narrow(figure)
+
+    shown = figures.show(draw, alt="x", name="every-prompt", finding="It holds & $a < b$.", caption="More.", panels=2)
+    html = shown._repr_html_()
+    assert '<figure class="picture mathjax_process" id="fig-every-prompt">' in html
+    assert r"<strong>It holds &amp; \(a &lt; b\).</strong> More." in html
+    assert '<source media="(max-width: 600px)"' in html
+    data = base64.b64decode(re.search(r'text/csv;base64,([^"]+)"', html)[1]).decode()
+    assert data.splitlines() == [
+        "panel,series,kind,x,y", "1,fit,line,1,0.5", "1,fit,line,2,0.25", "2,measured,point,3,4",
+    ]  # fmt: skip
+
+
+def test_a_numbered_figure_needs_a_finding():
+    with pytest.raises(ValueError, match="finding"):
+        figures.show(example, alt="x", name="a")
 
 
 def test_raster_images_are_png():

@@ -1,5 +1,7 @@
 """Limits against brute force: the binomial distribution is summed, not sampled."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -166,3 +168,27 @@ def test_jackknife_covers_a_ratio_of_paired_means():
 def test_jackknife_needs_two_rows(groups):
     with pytest.raises(ValueError, match="at least two rows"):
         intervals.jackknife(np.mean, *groups)
+
+
+def test_bootstrap_means_and_their_simultaneous_intervals():
+    rng = np.random.default_rng(0)
+    values = rng.uniform(size=(60, 3, 2))
+    draws = intervals.resampled(values, rng, 4000)
+    assert draws.shape == (4000, 3, 2)
+    np.testing.assert_allclose(draws.std(0), values.std(0) / math.sqrt(60), rtol=0.1)
+    low, high = intervals.simultaneous(draws[:, :, 0])
+    single = np.quantile(draws[:, 0, 0], [0.025, 0.975])
+    assert low[0] < single[0] < values[:, 0, 0].mean() < single[1] < high[0]
+    together = ((draws[:, :, 0] >= low) & (draws[:, :, 0] <= high)).all(1).mean()
+    assert 0.94 < together < 0.97
+    low, high = intervals.simultaneous(np.array([1.0, np.inf, 2.0, np.inf] * 100))
+    assert (low, high) == (1.0, np.inf)
+    with pytest.raises(ValueError, match="without NaN"):
+        intervals.simultaneous(np.array([[0.0], [np.nan]]))
+
+
+@pytest.mark.parametrize("contexts", [7, 24, 49])
+def test_a_bootstrap_of_perfect_recall_is_perfect(contexts):
+    """A mean of ones above one, by rounding, would be no recall."""
+    draws = intervals.resampled(np.ones((contexts, 3)), np.random.default_rng(0), 500)
+    assert (draws == 1).all()

@@ -1,6 +1,6 @@
 """The pages of the built book in a browser: mathematics, width, pictures, no request to a network, the calculator."""
 
-from test_budget import check_page
+from calculator import check_page
 
 # Formulas may be wider than a phone only inside something that scrolls.
 CLIPPED = """() => [...document.querySelectorAll('article mjx-container, article img, article table')].filter(e => {

@@ -36,8 +36,8 @@ def test_no_executed_notebook_is_committed():
 
 def test_the_declared_times_fit():
     cores = {profile: sum(chapter.core_seconds[profile] for chapter in CHAPTERS) for profile in chapters.PROFILES}
-    assert cores["standard"] <= 3200  # 27 minutes on two cores; what is declared is used up to about 85 %
-    assert cores["smoke"] <= 2 * 180  # three minutes on two cores
+    assert cores["standard"] <= 3000  # 25 minutes on two cores
+    assert cores["smoke"] <= 2 * 200  # three and a half minutes on two cores
 
 
 def test_chapters_are_numbered_as_the_book_orders_them():

@@ -2,8 +2,8 @@
 
 import json
 
-import collect
 import pytest
+import scoreboard
 from building import build, copy_tree, only_chapters
 
 STUB = """---
@@ -26,8 +26,8 @@ profile, seed, threads, claims_path, models_dir = "standard", 1, 1, None, None
 ```
 
 ```{code-cell} ipython3
-from prompt_memory import claims
-from prompt_memory.figures import show
+from prompt_memory.book import claims
+from prompt_memory.book.figures import show
 
 record = claims.Recorder("00_one", profile=profile, seed=seed, path=claims_path)
 record.theorem("k", theorem="T", statement="s", measured=5 if seed == 2 else 0, bound=1, possible=9)
@@ -100,13 +100,13 @@ def test_a_changed_chapter_starts_anew(tree):
 
 
 def test_the_scoreboard_shows_what_flips_and_what_is_of_an_earlier_state(monkeypatch, tree):
-    monkeypatch.setattr(collect.chapters, "ROOT", tree)
+    monkeypatch.setattr(scoreboard.chapters, "ROOT", tree)
     row = summary(tree) | {"violated": {"k": [2, 7]}, "failed": {"3": "it broke"}}
-    table = collect.seeds_tables({"smoke": {"00_one": row, "77_gone": row}})
+    table = scoreboard.seeds_tables({"smoke": {"00_one": row, "77_gone": row}})
     assert "`k` (2, 7)" in table
     assert "seed 3: it broke" in table
     assert "`flips` 2 hit, 2 missed" in table
     assert "earlier state" not in table
     assert "77_gone" not in table
-    assert ", earlier state" in collect.seeds_tables({"smoke": {"00_one": row | {"digest": "0"}}})
-    assert "has been run" in collect.seeds_tables({})
+    assert ", earlier state" in scoreboard.seeds_tables({"smoke": {"00_one": row | {"digest": "0"}}})
+    assert "has been run" in scoreboard.seeds_tables({})

@@ -14,21 +14,21 @@ import sys
 from pathlib import Path
 
 import chapters
+import finish
+import front
 import yaml
 
 BOOK = chapters.ROOT / "book"
 NOT_COPIED = ("_build", "steps", "vendor", "Snakefile", "reference_claims.json", "seeds.json")
-
-# Jupyter Book puts its live-code helper on every page, twice, with the address of a foreign script. We do not use it.
-_THEBE = re.compile(
-    r"\s*<script(?:>const THEBE_JS_URL[^<]*|[^>]*sphinx-thebe\.js[^>]*>|[^>]*x-thebe-config[^>]*>[^<]*)</script>"
-)
 
 
 def gather(source: Path, build: Path, profile: str) -> None:
     """Put everything that Sphinx reads into `source`."""
     shutil.copytree(BOOK, source, ignore=lambda folder, names: NOT_COPIED if Path(folder) == BOOK else ())
     shutil.copy(build / "book-pages" / "scoreboard.md", source / "scoreboard.md")
+    results = front.Results(build)
+    for page in (source / f"{page}.md" for page in chapters.pages() if not page.startswith("notebooks/")):
+        page.write_text(front.fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
     (source / "notebooks").mkdir()
     timings = chapters.read_json(build / "timings.json")
     by_name = {timing["chapter"]: timing for timing in timings["chapters"]}
@@ -45,16 +45,20 @@ def gather(source: Path, build: Path, profile: str) -> None:
 
 
 def rerun_cell(chapter: chapters.Chapter, profile: str, notebook: dict, timing: dict) -> dict:
-    """The end of every chapter: how to run it again, and with which parameters this page was made."""
+    """The end of every chapter: how to run it again, its parameters and the values that made this page."""
     used = notebook["metadata"]["papermill"]["parameters"]
-    shown = {name: value for name, value in used.items() if name not in ("claims_path", "models_dir")}
+    source = next(cell.source for cell in chapter.cells if "parameters" in cell.tags)
+    declared = re.findall(r"^(\w+)\s*=\s*([^#\n]*?)\s*(?:#\s*(.*))?$", source, re.MULTILINE)
+    rows = "".join(f"| `{name}` | {what or ''} | `{used[name]!r}` |\n" if name in used else
+                   f"| `{name}` | {what or ''} | `{value}` |\n"
+                   for name, value, what in declared if name not in ("claims_path", "models_dir"))  # fmt: skip
     text = (
         "## Re-run this page\n\n"
         f"```bash\nmake notebook NAME={chapter.name} PROFILE={profile}\n```\n\n"
-        f"Source: {{download}}`{chapter.name}.md <{chapter.name}.md.txt>`. This page was made with "
-        + ", ".join(f"`{name} = {value!r}`" for name, value in shown.items())
-        + f" in {timing['wall_seconds']:.1f} seconds ({timing['core_seconds']:.1f} core-seconds of"
-        f" {timing['declared_core_seconds']:g} declared); everything else is in its parameters cell."
+        f"| parameter | what it is | on this page |\n|---|---|---|\n{rows}\n"
+        f"It took {timing['wall_seconds']:.0f} seconds ({timing['core_seconds']:.0f} core-seconds). To download:"
+        f" {{download}}`the text notebook <{chapter.name}.md.txt>` that is the source of this page, and"
+        f" {{download}}`the executed notebook <{chapter.name}.ipynb>` with every cell that is not shown here."
     )
     return {"cell_type": "markdown", "metadata": {}, "source": text, "id": "re-run-this-page"}
 
@@ -79,8 +83,7 @@ def complete(html: Path, profile: str) -> None:
     """Add what Sphinx must not touch, and check that no page is missing."""
     # After the build, because the theme loads every script it finds under _static on every page.
     shutil.copytree(BOOK / "vendor" / "mathjax", html / "_static" / "mathjax")
-    for page in html.rglob("*.html"):
-        page.write_text(_THEBE.sub("", page.read_text(encoding="utf-8")), encoding="utf-8")
+    finish.pages(html)
     for page in ["index", "scoreboard", *(f"notebooks/{chapter.name}" for chapter in chapters.all_chapters())]:
         if not (html / f"{page}.html").exists():
             raise ValueError(f"the book lacks the page {page}.html.")

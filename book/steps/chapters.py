@@ -41,6 +41,7 @@ class Chapter:
     core_seconds: dict[str, float]
     models: dict[str, tuple[str, ...]]
     text: str
+    question: str = ""
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -55,17 +56,23 @@ class Chapter:
         """The first heading."""
         return next((line[2:].strip() for line in self.text.splitlines() if line.startswith("# ")), self.name)
 
-    def modules(self) -> list[str]:
-        """Files of the package that the code cells import, transitively, relative to the root, sorted."""
+    def imports(self) -> set[str]:
+        """Modules of the package that the code cells import."""
         found = set()
         for cell in self.cells:
             lines = ("pass" if _MAGIC.match(line) else line for line in cell.source.splitlines())
             found |= direct_imports("\n".join(lines), f"{self.path.name}, line {cell.line}")
-        return closure(found)
+        return found
 
+    def modules(self) -> list[str]:
+        """Files of the package that the code cells import, transitively, relative to the root, sorted."""
+        return closure(self.imports())
+
+    @cached_property
     def digest(self) -> str:
-        """Of everything that decides what this chapter computes: its text, modules, pins and models' recipes."""
-        files = {*self.modules(), *(pretrain_modules() if any(self.models.values()) else [])}
+        """Of everything that decides what this chapter computes: its text, its modules, those of its models, pins."""
+        models = {model for names in self.models.values() for model in names}
+        files = {*self.modules(), *(file for model in models for file in pretrain_modules(model))}
         content = self.text + "".join((ROOT / file).read_text(encoding="utf-8") for file in sorted(files)) + pins()
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -166,38 +173,61 @@ def direct_imports(source: str, where: str) -> set[str]:
             if node.level == 0 and base.split(".")[0] != PACKAGE:
                 continue
             inside = base if node.level else base.partition(".")[2]
-            found |= {inside} if inside else {alias.name for alias in node.names}
-    return {name for name in found if name and module_file(name).exists()}
+            # `from prompt_memory.book import claims` names a module of the room, `… import Recorder` the room itself.
+            names = {f"{inside}.{alias.name}".lstrip(".") for alias in node.names}
+            found |= {name if module_file(name) else inside for name in names}
+    return {name for name in found if name and module_file(name)}
 
 
-def module_file(name: str) -> Path:
-    """The file of a module of the package, given without the package's name."""
-    return ROOT / "src" / PACKAGE / (name.replace(".", "/") + ".py")
+def module_file(name: str) -> Path | None:
+    """The file of a module or of a room's `__init__`, given without the package's name; None if there is none."""
+    path = ROOT / "src" / PACKAGE / name.replace(".", "/")
+    files = (path.with_name(path.name + ".py"), path / "__init__.py")
+    return next((file for file in files if file.exists()), None)
 
 
-def closure(modules: set[str]) -> list[str]:
-    """These modules and everything of the package that they import, as sorted paths relative to the root."""
-    found, todo = {"__init__"}, set(modules) | {"__init__"}
+def closure(modules: set[str], *, rooms: bool = True) -> list[str]:
+    """These modules and everything of the package that they import, as sorted paths from the root.
+
+    The `__init__` of a module's room runs before it, and belongs to it unless `rooms` is false.
+    """
+    found, todo = set(), set(modules)
     while todo:
         name = todo.pop()
         found.add(name)
+        if rooms and (room := name.rpartition(".")[0]):
+            todo |= {room} - found
         todo |= direct_imports(module_file(name).read_text(encoding="utf-8"), f"{name}.py") - found
-    return sorted(str(module_file(name).relative_to(ROOT)) for name in found)
+    files = {module_file(name) for name in found} | {ROOT / "src" / PACKAGE / "__init__.py"}
+    return sorted(str(file.relative_to(ROOT)) for file in files)
 
 
-def pretrain_modules() -> list[str]:
-    """What a frozen model depends on: the module that trains it and its imports."""
-    return closure({"pretrain"})
+def pretrain_modules(model: str) -> list[str]:
+    """What the weights of a frozen model depend on: the module of its family and what that imports.
+
+    Rooms are left out: their `__init__` only names what is elsewhere, and would make every family depend on all others.
+    """
+    return closure({recipe_module(model)}, rooms=False)
 
 
-def table_of_contents() -> list[str]:
-    """Names of the chapters in the order of the book, from book/_toc.yml."""
+def recipe_module(model: str) -> str:
+    """The module whose `RECIPES` list this model; read, not imported.  ValueError if there is none."""
+    for path in sorted((ROOT / "src" / PACKAGE / "pretrain").glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            named = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RECIPES"
+            if named and isinstance(node.value, ast.Dict) and model in map(ast.literal_eval, node.value.keys):
+                return f"pretrain.{path.stem}"
+    raise ValueError(f"there is no recipe for a model {model!r}.")
+
+
+def pages() -> list[str]:
+    """Every page of the book in its order, from book/_toc.yml: index, notebooks/01_counting, …"""
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
     files = []
 
     def visit(node):
         if isinstance(node, dict):
-            files.extend([node["file"]] if "file" in node else [])
+            files.extend(node[key] for key in ("root", "file") if key in node)
             for value in node.values():
                 visit(value)
         elif isinstance(node, list):
@@ -205,7 +235,12 @@ def table_of_contents() -> list[str]:
                 visit(item)
 
     visit(toc)
-    return [file.removeprefix("notebooks/") for file in files if file.startswith("notebooks/")]
+    return files
+
+
+def table_of_contents() -> list[str]:
+    """Names of the chapters in the order of the book."""
+    return [page.removeprefix("notebooks/") for page in pages() if page.startswith("notebooks/")]
 
 
 def load(name: str) -> Chapter:
@@ -227,7 +262,8 @@ def load(name: str) -> Chapter:
             f"{path.name}{line}: the front matter is not YAML ({getattr(error, 'problem', error)})."
         ) from None
     declared = head.get(PACKAGE) if isinstance(head, dict) else None
-    if not isinstance(declared, dict) or set(declared) != {"threads", "core_seconds", "models"}:
+    needed = {"threads", "core_seconds", "models"}
+    if not isinstance(declared, dict) or set(declared) - {"question"} != needed:
         raise ValueError(f"{path.name}: the front matter must declare prompt_memory: threads, core_seconds, models.")
     threads, seconds, models = declared["threads"], declared["core_seconds"], declared["models"] or {}
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
@@ -238,8 +274,13 @@ def load(name: str) -> Chapter:
         raise ValueError(f"{path.name}: core_seconds must be positive numbers; got {seconds}.")
     if not isinstance(models, dict) or not all(isinstance(names or [], list) for names in models.values()):
         raise ValueError(f"{path.name}: models must list names for each profile; got {models!r}.")
+    try:
+        for model in [model for names in models.values() for model in names or []]:
+            recipe_module(model)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
     named = {profile: tuple(models.get(profile) or ()) for profile in PROFILES}
-    return Chapter(name, threads, seconds, named, text)
+    return Chapter(name, threads, seconds, named, text, str(declared.get("question", "")))
 
 
 def all_chapters() -> list[Chapter]:
@@ -249,6 +290,11 @@ def all_chapters() -> list[Chapter]:
     if missing := on_disk.symmetric_difference(listed):
         raise ValueError(f"book/_toc.yml and notebooks/ disagree about: {', '.join(sorted(missing))}.")
     return [load(name) for name in listed]
+
+
+def number(name: str) -> str:
+    """The number of a chapter for readers: 4b for `04b_construction`."""
+    return name.split("_")[0].removeprefix("0")
 
 
 def find(name: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import chapters
 
-from prompt_memory import claims
+from prompt_memory import files
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-9
 SEARCHED_RELATIVE, SEARCHED_ABSOLUTE = 0.35, 0.05
@@ -97,7 +97,7 @@ def main() -> int:
         print(f"The reference holds the claims of profile standard: those of {options.profile} are not accepted.")
         return 2
     if options.accept:
-        claims.write_json(REFERENCE, chapters.read_json(path) | {"processor": chapters.processor()})
+        files.write_json(REFERENCE, chapters.read_json(path) | {"processor": chapters.processor()})
         print(f"{REFERENCE.relative_to(chapters.ROOT)} now holds the claims of profile {options.profile}.")
         return 0
     if not REFERENCE.exists():

@@ -38,11 +38,11 @@ def run_cells(chapter: chapters.Chapter, parameters: dict) -> None:
             namespace |= parameters
 
 
-def draw_without_rendering(draw, *, alt, size=(7, 4), raster=False):
+def draw_without_rendering(draw, *, size=(7, 4), **_):
     """Stands for `figures.show`: a drawing that fails under another seed is found; its picture is not needed."""
     from matplotlib.figure import Figure
 
-    from prompt_memory import figures
+    from prompt_memory.book import figures
 
     with figures.style("light"):
         draw(Figure(figsize=size))
@@ -52,7 +52,8 @@ def run_seed(name: str, profile: str, seed: int, path: Path) -> None:
     """One run, in a process of its own: writes its verdicts, or where it failed, to `path`."""
     import torch
 
-    from prompt_memory import claims, figures
+    from prompt_memory import files
+    from prompt_memory.book import claims, figures
 
     chapter = chapters.load(name)
     torch.set_num_threads(chapter.threads)
@@ -81,11 +82,11 @@ def run_seed(name: str, profile: str, seed: int, path: Path) -> None:
         "error": error,
         "claims": {record["key"]: [record["kind"], record["verdict"]] for record in records},
     }
-    claims.write_json(path, content)
+    files.write_json(path, content)
 
 
 def folder(chapter: chapters.Chapter, profile: str) -> Path:
-    return RESULTS / profile / chapter.name / chapter.digest()
+    return RESULTS / profile / chapter.name / chapter.digest
 
 
 def finished(chapter: chapters.Chapter, profile: str, seeds: range) -> list[dict]:
@@ -98,7 +99,7 @@ def recorded(chapter: chapters.Chapter, profile: str) -> dict:
     """The row of book/seeds.json about the chapter as it is now; {} if there is none."""
     summary = chapters.read_json(SUMMARY) if SUMMARY.exists() else {}
     row = summary.get(profile, {}).get(chapter.name, {})
-    return row if row.get("digest") == chapter.digest() else {}
+    return row if row.get("digest") == chapter.digest else {}
 
 
 def summarise(results: list[dict], earlier: dict) -> dict:
@@ -148,7 +149,7 @@ def commit() -> str:
 
 def write_summary(profile: str, seeds: range) -> None:
     """Put what is finished for the present chapters into book/seeds.json; older rows stay until theirs is replaced."""
-    from prompt_memory import claims
+    from prompt_memory import files
 
     summary = chapters.read_json(SUMMARY) if SUMMARY.exists() else {}
     rows = summary.setdefault(profile, {})
@@ -157,14 +158,14 @@ def write_summary(profile: str, seeds: range) -> None:
         results = gapless(finished(chapter, profile, seeds), old.get("seeds", 0))
         if results:
             rows[chapter.name] = summarise(results, old) | {
-                "digest": chapter.digest(),
+                "digest": chapter.digest,
                 "commit": commit(),
                 "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
                 "processor": chapters.processor(),
             }
     names = [chapter.name for chapter in chapters.all_chapters()]
     summary[profile] = {name: rows[name] for name in names if name in rows}
-    claims.write_json(SUMMARY, summary)
+    files.write_json(SUMMARY, summary)
 
 
 def run_all(jobs: list[tuple[chapters.Chapter, int]], profile: str, cores: int, deadline: float) -> list[str]:
@@ -239,7 +240,7 @@ def main() -> int:
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1"}
     os.chdir(chapters.ROOT)
     for module in ("torch", "scipy.stats", "scipy.optimize", "matplotlib.figure", "myst_nb", "prompt_memory.measure",
-                   "prompt_memory.tune", "prompt_memory.figures", "prompt_memory.claims"):  # fmt: skip
+                   "prompt_memory.tune", "prompt_memory.book.figures", "prompt_memory.book.claims"):  # fmt: skip
         importlib.import_module(module)
     # Seed by seed: whenever it stops, every chapter has had about as many.
     jobs = [(chapter, seed) for seed in seeds for chapter in wanted

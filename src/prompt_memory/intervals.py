@@ -4,6 +4,8 @@ Every `level` in this module is an *error probability*: a limit at level 1e-6 is
 repetitions of the experiment.
 """
 
+import math
+
 import numpy as np
 from scipy import special, stats
 
@@ -199,3 +201,26 @@ def jackknife(statistic, *groups, level: float = 0.05):
     freedom = sum(variances) ** 2 / sum(v**2 / (len(g) - 1) for v, g in zip(variances, groups, strict=True))
     reach = float(stats.t.ppf(1 - level / 2, freedom) * np.sqrt(sum(variances)))
     return value, value - reach, value + reach
+
+
+def resampled(values, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Bootstrap means of `values`: its rows are drawn with replacement, the same rows for all entries.
+
+    Shapes: `values` [C, …] with C independent rows; returns [resamples, …].
+    Source: Efron, Annals of Statistics 7 (1979).
+    """
+    values = np.asarray(values, float)
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+    return np.tensordot(counts, values, 1) / len(values)  # in this order no mean of ones exceeds one
+
+
+def simultaneous(draws, *, level: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile intervals (lower, upper) of bootstrap draws, at `level` for all points together (Bonferroni).
+
+    Shapes: `draws` [B, …], infinities allowed; each limit is one of the draws, [ … ].  ValueError for NaN.
+    """
+    draws = np.sort(np.asarray(draws, float), axis=0)  # infinities: quantiles would turn them into NaN
+    if np.isnan(draws).any():
+        raise ValueError("An interval needs draws without NaN.")
+    tail = level / (2 * max(1, draws[0].size)) * (len(draws) - 1)
+    return draws[math.floor(tail)], draws[len(draws) - 1 - math.floor(tail)]

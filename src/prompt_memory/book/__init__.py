@@ -1,0 +1,1 @@
+"""What every chapter uses to speak to a reader: claims, figures, tables."""

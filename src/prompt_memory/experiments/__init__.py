@@ -1,0 +1,1 @@
+"""One module a chapter: its protocol, its results, its claims, its figures."""

@@ -1,0 +1,1 @@
+"""Frozen transformers and networks whose weights are written down."""
