@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from prompt_memory.experiments import depth
+from prompt_memory import bounds
+from prompt_memory.experiments import depth, depth_caches
 from prompt_memory.network.deep_recall import DeepRecaller
 from prompt_memory.network.transformer import TransformerConfig
 
@@ -82,3 +83,30 @@ def test_sentences_follow_the_data():
     for effect, word in ((-0.3, "gently"), (-0.9, "in step")):
         plain[0].slope = np.array([[effect], [-0.6]])
         assert word in depth.gain_sentence(depth.Result(plain[:1]))
+
+
+def test_shortened_caches_count_kept_and_dropped_facts():
+    made = depth.Model(member(positions="none", depth=1, d=4, heads=1, mlp=4, q=4), [16, 64])
+    made.forecast = {"tally": np.array([1.0, 0.7])}
+    made.share = np.ones(1)
+    settings = depth_caches.Settings((0, 3), contexts=2, questions=40, resamples=10)
+    assert settings.of(made) == [0]  # for degree 3 a layer would keep more than the 64 positions it has
+    (run,) = depth_caches.shorten(made, settings, torch.Generator().manual_seed(0))
+    assert (run.facts, run.degree) == (64, 0)
+    assert run.positions < 64
+    assert (run.kept[:, 1] + run.dropped[:, 1]).tolist() == [40, 40]
+    assert (run.kept[:, 0] + run.dropped[:, 0]) / 40 == pytest.approx(run.moments)
+    run.kept, run.dropped = np.array([[3.0, 4], [1, 4]]), np.array([[1.0, 10], [2, 5]])
+    assert (run.kept_recall, run.dropped_recall) == (0.5, 0.2)
+
+
+def test_the_least_degree_by_trying_all():
+    for B in (0.5, 3.0):
+        assert depth_caches.needed_degree(B) == next(k for k in range(60) if bounds.softmax_remainder(k, B) < 0.5)
+
+
+def test_a_cache_is_shortened_at_the_longest_length_with_half_recall():
+    made = depth.Model(member(), [8, 16, 32])
+    for recall, longest in ((np.array([0.9, 0.6, 0.4]), 16), (np.array([0.4, 0.3, 0.2]), 8)):
+        made.forecast = {"tally": recall}
+        assert depth_caches.length(made) == longest

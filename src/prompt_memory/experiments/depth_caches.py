@@ -34,8 +34,8 @@ class Settings:
 
 
 PROFILES = {
-    "smoke": Settings((0, 1), contexts=6, questions=128, resamples=500),
-    "standard": Settings((0, 1, 2), contexts=6, questions=512, resamples=4000),
+    "smoke": Settings((0, 1), contexts=6, questions=256, resamples=500),
+    "standard": Settings((0, 1, 2), contexts=4, questions=320, resamples=4000),
     "full": Settings((0, 1, 2), contexts=60, questions=512, resamples=4000),
 }
 
