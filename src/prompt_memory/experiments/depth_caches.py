@@ -162,7 +162,7 @@ def caches_table(runs: list[Shortened]) -> figures.Table:
 def numbers(models: list[Model], runs: list[Shortened]) -> dict[str, str]:
     """The numbers of the page's sentences."""
     gained = max(run.moments.mean() - run.subset.mean() for run in runs)
-    k, c = min(needed_degree(run.logits) for run in runs), models[0].member.config
+    k, c = needed_degree(min(run.logits for run in runs)), models[0].member.config
     return {
         "needed": f"{k}",
         "needed_positions": figures.scientific(bounds.head_moment_count(k, c.d_k, c.d_v, c.heads), up=True),
