@@ -210,3 +210,32 @@ def test_values_on_the_circle_by_an_inverse():
     for bad in ((0, 1.0), (3, -1.0), (3, math.nan)):
         with pytest.raises(ValueError, match=r"M|B"):
             bounds.circle_amplitude(*bad)
+
+
+def one_ball(B, k, points):
+    """Tokens in [−1, 1], each its own key and value: max_t 2ρ(t) of exercise 4, and the farthest outputs, on a grid."""
+    z = np.cos(np.linspace(0, np.pi, points))
+    powers = np.polynomial.chebyshev.chebvander(z, k + 1) * np.exp(-B * z)[:, None]
+    one, free = np.ones((points, 1)), [(None, None)] * (k + 3)
+
+    def remainder(t):
+        sides = np.vstack([np.hstack([powers, -one]), np.hstack([-powers, -one])])
+        return optimize.linprog(np.eye(k + 3)[-1], sides, np.concatenate([z - t, t - z]), bounds=free).fun
+
+    def farthest(ratio):  # over attentions of two prompts whose normalisers have this ratio, with equal moments
+        equal = np.vstack([np.hstack([powers.T, -ratio * powers.T]), np.kron(np.eye(2), np.ones(points))])
+        found = optimize.linprog(np.concatenate([-z, z]), A_eq=equal, b_eq=np.eye(k + 4)[-2] + np.eye(k + 4)[-1])
+        return -found.fun if found.success else 0.0
+
+    above = 2 * max(remainder(t) for t in np.linspace(-1, 1, 5))
+    width = bounds.softmax_remainder(k + 1, B)  # normalisers of equal moments differ by a factor 1 + 2ρ_{k+1}, about
+    return above, max(farthest(ratio) for ratio in np.exp(np.linspace(-2 * width, 2 * width, 41)))
+
+
+@pytest.mark.parametrize(("k", "B", "slack"), [(0, 0.02, 0.03), (1, 0.1, 0.12)])
+def test_one_ball_halves_the_constant(k, B, slack):
+    above, below = one_ball(B, k, 121)
+    half = B ** (k + 1) / (2**k * math.factorial(k + 1))
+    assert half == pytest.approx(bounds.moment_error(k, B, 1.0) / 2, rel=B)
+    assert half * (1 - slack) <= below <= above * (1 + 1e-6)
+    assert above <= half * (1 + slack)
