@@ -155,6 +155,15 @@ def test_an_edit_trains_the_models_that_depend_on_it(tree, monkeypatch, edited, 
     assert planned_models == {f"model_{name.replace('-', '_')}" for name in trained}
 
 
+def test_results_of_other_seeds_outlive_an_edit_of_prose_only():
+    text = "# Title\n\n```{code-cell} ipython3\nx = 1\n```\n"
+    kept, prose, code = (
+        chapters.Chapter("00_x", 1, {}, {}, each).digest
+        for each in (text, text.replace("Title", "Other"), text.replace("x = 1", "x = 2"))
+    )
+    assert kept == prose != code
+
+
 def test_a_violated_theorem_stops_the_book_and_shows_on_the_scoreboard(tree):
     before = book_as_it_is(tree)
     (tree / "src" / "prompt_memory" / "stub_two.py").write_text("VALUE = 2\n")

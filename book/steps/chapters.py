@@ -70,10 +70,11 @@ class Chapter:
 
     @cached_property
     def digest(self) -> str:
-        """Of everything that decides what this chapter computes: its text, its modules, those of its models, pins."""
+        """Of all that decides what this chapter computes: its code cells, its modules, those of its models, pins."""
         models = {model for names in self.models.values() for model in names}
         files = {*self.modules(), *(file for model in models for file in pretrain_modules(model))}
-        content = self.text + "".join((ROOT / file).read_text(encoding="utf-8") for file in sorted(files)) + pins()
+        code = f"{self.threads}\n" + "\n".join(cell.source for cell in self.cells) + "\n"
+        content = code + "".join((ROOT / file).read_text(encoding="utf-8") for file in sorted(files)) + pins()
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
