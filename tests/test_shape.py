@@ -124,12 +124,13 @@ def test_the_search_for_problems_finds_them():
 CODE_HEIGHT = """() => {
   const seen = [...document.querySelectorAll('article .cell_input')].filter(e => !e.closest('details'));
   const code = seen.reduce((sum, e) => sum + e.getBoundingClientRect().height, 0);
-  const wide = seen.flatMap(e => [...e.querySelectorAll('pre')]).filter(e => e.scrollWidth > e.clientWidth + 1);
+  const tables = [...document.querySelectorAll('article .pst-scrollable-table-container')].filter(e => !e.closest('details'));
+  const wide = [...seen.flatMap(e => [...e.querySelectorAll('pre')]), ...tables].filter(e => e.scrollWidth > e.clientWidth + 1);
   return [code / document.querySelector('article').getBoundingClientRect().height, wide.map(e => e.innerText)];
 }"""
 
 
-def test_visible_code_is_a_tenth_of_a_page_and_fits_its_column(page, html):
+def test_visible_code_is_a_tenth_of_a_page_and_it_and_tables_fit_their_column(page, html):
     for name in [name for name in NAMES if name not in WAITING]:
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto((html / "notebooks" / f"{name}.html").as_uri())
