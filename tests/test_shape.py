@@ -124,8 +124,9 @@ def test_the_search_for_problems_finds_them():
 CODE_HEIGHT = """() => {
   const seen = [...document.querySelectorAll('article .cell_input')].filter(e => !e.closest('details'));
   const code = seen.reduce((sum, e) => sum + e.getBoundingClientRect().height, 0);
-  const tables = [...document.querySelectorAll('article .pst-scrollable-table-container')].filter(e => !e.closest('details'));
-  const wide = [...seen.flatMap(e => [...e.querySelectorAll('pre')]), ...tables].filter(e => e.scrollWidth > e.clientWidth + 1);
+  const tables = [...document.querySelectorAll('article .pst-scrollable-table-container')];
+  const boxes = [...seen.flatMap(e => [...e.querySelectorAll('pre')]), ...tables.filter(e => !e.closest('details'))];
+  const wide = boxes.filter(e => e.scrollWidth > e.clientWidth + 1);
   return [code / document.querySelector('article').getBoundingClientRect().height, wide.map(e => e.innerText)];
 }"""
 
