@@ -4,7 +4,6 @@
 """
 
 import math
-import time
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from prompt_memory import bounds, compress
 from prompt_memory.book import claims
 from prompt_memory.book.figures import scientific
 from prompt_memory.bounds import CacheLayer
+from prompt_memory.experiments.costs import cost
 from prompt_memory.network.transformer import Transformer, TransformerConfig
 
 CHAIN = [(k, B, depth) for k in range(7) for B in (0.1, 1.0) for depth in (1, 2, 3, 4)]
@@ -81,7 +81,7 @@ class Result:
     compressions: dict[str, Compressions] = field(default_factory=dict)
     compared: list[Compared] = field(default_factory=list)
     circles: Float[np.ndarray, "P 2"] = None  # of each of `PLACES`: labels, bits allowed
-    timed: list[tuple[int, int, float]] = field(default_factory=list)  # rows, rows kept, seconds
+    timed: list[tuple[int, int, float, float, float]] = field(default_factory=list)  # rows, kept, MiB, seconds, MiB
     numbers: dict[str, str] = field(default_factory=dict)
 
 
@@ -281,15 +281,14 @@ def check_circles(M: int = 3, B: float = 2.0, depth: int = 2) -> None:
         np.testing.assert_allclose(logits[:, 0], a * y, atol=1e-9)
 
 
-def timings(settings: Settings, rng) -> list[tuple[int, int, float]]:
-    """Seconds to compress caches of growing length at degree 2; any rows will do, as any encoder may have made them."""
+def timings(settings: Settings, rng) -> list[tuple[int, int, float, float, float]]:
+    """Caches of growing length, compressed at degree 2; any rows will do, as any encoder may have made them."""
     model, found = deep_network(*NETWORKS["ordinary"], rng), []
     width = DEEP.depth * DEEP.heads * (2 * DEEP.d_k + DEEP.d_v)
     for rows in settings.lengths:
         cache = rng.normal(size=(rows, width))
-        start = time.perf_counter()
-        short = compress.compress_cache(model, cache, 2)
-        found.append((rows, max(len(each) for each in short.positions), time.perf_counter() - start))
+        short, seconds, memory = cost(lambda cache=cache: compress.compress_cache(model, cache, 2))
+        found.append((rows, max(len(each) for each in short.positions), cache.nbytes / 2**20, seconds, memory))
     return found
 
 
@@ -310,8 +309,10 @@ def run(profile: str, *, record: claims.Recorder, rng: np.random.Generator, mode
     result.circles = circles()
     judge_bits(record, result)
     result.timed = timings(settings, rng)
-    for rows, kept, seconds in result.timed:
-        record.timing(f"compress-{rows}", value=seconds, unit="s", statement=f"{rows} rows to {kept} a layer")
+    for rows, kept, _, seconds, memory in result.timed:
+        text = f"{rows} rows to {kept} a layer"
+        record.timing(f"compress-{rows}", value=seconds, unit="s", statement=text)
+        record.timing(f"compress-{rows}-memory", value=memory, unit="MiB", statement=text)
     return result
 
 

@@ -124,7 +124,9 @@ def circles_table(result: Result) -> figures.Table:
 
 
 def time_table(result: Result) -> figures.Table:
-    """Seconds of one compression; of this machine, and no claim."""
-    return figures.Table(("rows of the cache", "kept in each layer", "seconds"), [
-        (f"{rows:,}", kept, f"{seconds:.2f}") for rows, kept, seconds in result.timed
+    """Seconds and memory of one compression; of this machine, and no claim."""
+    header = ("rows of the cache", "kept in each layer", "MiB of the cache", "seconds", "MiB besides")
+    return figures.Table(header, [
+        (f"{rows:,}", kept, f"{size:.1f}", f"{seconds:.2f}", f"{memory:.1f}")
+        for rows, kept, size, seconds, memory in result.timed
     ])  # fmt: skip

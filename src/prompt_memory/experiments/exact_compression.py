@@ -4,8 +4,6 @@
 `prompt_memory.compress` returns is judged by functions of this module that share no code with it.
 """
 
-import time
-import tracemalloc
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import NamedTuple
@@ -18,6 +16,7 @@ from scipy import optimize, special
 from prompt_memory import bounds, compress, tasks
 from prompt_memory.book import claims
 from prompt_memory.book.figures import scientific
+from prompt_memory.experiments.costs import cost
 from prompt_memory.experiments.exact_compression_problems import (
     HEAD,
     KINDS,
@@ -269,24 +268,14 @@ def spiral(cloud: Float[np.ndarray, "m 2"]) -> Spiral:
     return Spiral(cloud, few, answers, off(few), spread, kept, np.array([off(c).max() for c in many]))
 
 
-def cost(rng, m: int, heads: int, d_v: int, d: int) -> tuple[float, float]:
-    """Seconds and MiB beyond the input of one compression for 8 queries; `tracemalloc` slows it a little."""
-    problem = random_problem(rng, m, 8, heads, d_v, d=d)
-    tracemalloc.start()
-    begin = time.perf_counter()
-    compress.caratheodory(*problem)
-    seconds, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return seconds, peak / 2**20
-
-
 def measure_costs(result: Result, rng) -> None:
-    """Time and memory against the length; below 10⁵ tokens the least of three runs."""
+    """Seconds and MiB beyond the input for 8 queries, against the length; below 10⁵ tokens the least of three runs."""
     result.lengths = [m for m in (10**2, 10**3, 10**4, 10**5, 10**6) if m <= result.settings.longest]
     for shape in [(2, 8, 16), (4, 16, 64)] if result.settings.wide else [(2, 8, 16)]:
-        values = [
-            np.min([cost(rng, m, *shape) for _ in range(3 if m < 10**5 else 1)], axis=0) for m in result.lengths
-        ]  # fmt: skip
+        values = []
+        for m in result.lengths:
+            problems = [random_problem(rng, m, 8, *shape[:2], d=shape[2]) for _ in range(3 if m < 10**5 else 1)]
+            values.append(np.min([cost(lambda p=p: compress.caratheodory(*p))[1:] for p in problems], axis=0))
         result.costs[shape] = np.array(values)
 
 
