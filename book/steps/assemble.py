@@ -19,7 +19,7 @@ import front
 import yaml
 
 BOOK = chapters.ROOT / "book"
-NOT_COPIED = ("_build", "steps", "vendor", "Snakefile", "reference_claims.json", "seeds.json")
+NOT_COPIED = ("_build", "steps", "vendor", "Snakefile", "reference_claims.json", "seeds.json", "trust.json")
 
 
 def gather(source: Path, build: Path, profile: str) -> None:

@@ -85,10 +85,10 @@ def main() -> int:
     }
     files.write_json(build / "claims.json", everything)
     files.write_json(build / "timings.json", timings)
-    seeds = chapters.ROOT / "book" / "seeds.json"
-    summary = chapters.read_json(seeds) if seeds.exists() else {}
+    kept = (chapters.ROOT / "book" / name for name in ("seeds.json", "trust.json"))  # what other commands measured
+    seeds, errors = (chapters.read_json(file) if file.exists() else {} for file in kept)
     notebooks = {name: (build / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8") for name in names}
-    page = scoreboard.page(contents, options.profile, notebooks, summary, timings)
+    page = scoreboard.page(contents, options.profile, notebooks, seeds, errors, timings)
     (build / "book-pages").mkdir(exist_ok=True)
     (build / "book-pages" / "scoreboard.md").write_text(page, encoding="utf-8")
     return 0

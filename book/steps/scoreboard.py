@@ -206,7 +206,9 @@ def raw(text: str) -> str:
     return f"```{{raw}} html\n{text}\n```\n"
 
 
-def page(contents: list[dict], profile: str, notebooks: dict[str, str], seeds: dict, timings: dict) -> str:
+def page(
+    contents: list[dict], profile: str, notebooks: dict[str, str], seeds: dict, errors: dict, timings: dict
+) -> str:  # fmt: skip
     """The scoreboard as a page of the book; `notebooks` holds the text of each executed notebook."""
     everything = [claim for content in contents for claim in content["claims"]]
     found = groups(everything)
@@ -217,7 +219,7 @@ def page(contents: list[dict], profile: str, notebooks: dict[str, str], seeds: d
     text += "\n## Statements and evidence\n\n" + matrix(found)
     text += "\n## Every claim\n\nThe name of a theorem leads to the place where the claim was measured.\n\n"
     text += raw(claims_table(contents, notebooks))
-    return text + seeds_tables(seeds) + timings_table(timings)
+    return text + seeds_tables(seeds) + errors_table(errors) + timings_table(timings)
 
 
 def plain(contents: list[dict], profile: str, missing: list[str]) -> str:
@@ -280,6 +282,25 @@ def seeds_tables(summary: dict) -> str:
         text += f"\nSettings of `{profile}`: {runs} runs, {bad} of {len(rows)} chapters with a violation or a failure."
         text += f" Measured on {'; '.join(processors)}.\n\n:::{{container}} seeds\n{table}\n:::\n"
     return text
+
+
+def errors_table(summary: dict) -> str:
+    """Which deliberate errors tests noticed (book/trust.json) as a section of the scoreboard page."""
+    text = "\n## Deliberate errors\n\n"
+    if not summary:
+        return text + "No error has been tried yet: `make trust`.\n"
+    noticed = [row["noticed"].rpartition("::")[2] for row in summary["rows"]]
+    text += (
+        "Would a wrong constant be seen? `make trust` puts errors into a copy of the project, one at a time, and runs"
+        f" tests of the room: {sum(map(bool, noticed))} of {len(noticed)} were noticed. Not measured by this build, but"
+        f" on {summary['date']}, commit {summary['commit']}. They were chosen by hand: no estimate of a rate.\n\n"
+    )
+    rows = [
+        (row["says"], f"`{row['file']}`", f"`{test}`" if test else "**nothing**")
+        for row, test in zip(summary["rows"], noticed, strict=True)
+    ]
+    table = verdicts.markdown_table(("error", "in", "the first test that failed"), rows)
+    return f"{text}:::{{container}} seeds\n{table}\n:::\n"
 
 
 def timings_table(timings: dict) -> str:

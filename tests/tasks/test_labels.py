@@ -103,3 +103,18 @@ def test_multisets_and_line_prompts_are_all_prompts_but_for_their_order(places, 
     assert prompts.dtype == torch.float64
     same = prompts == torch.from_numpy(values)  # [N, m, places]
     assert torch.equal(same.sum(1), torch.from_numpy(counts))
+
+
+def test_labels_and_queries_follow_their_generator():
+    def drawn(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [tasks.random_labels(40, 50, 3, generator=generator) for _ in range(2)] + [
+            tasks.random_queries(5, 4, generator=generator)
+        ]
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert not torch.equal(first[0], first[1])  # a second call goes on
+    counts = torch.bincount(first[0].flatten(), minlength=3)
+    assert ((counts - 2000 / 3).abs() < 130).all()  # six standard deviations
