@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help env book notebook test bench compare seeds lab serve clean
+.PHONY: help env book notebook test bench compare seeds links lab serve clean
 
 PROFILE ?= standard
 PROFILES := smoke standard full
@@ -71,6 +71,9 @@ compare: $(STAMP) ## claims of this build against the committed reference (ACCEP
 seeds: $(STAMP) ## every chapter with SEEDS=100 seeds (NAME=03 one, CHEAP=12 cheap ones, MINUTES=60 until then); goes on
 	@$(RUN) book/steps/seeds.py --profile $(if $(filter command line,$(origin PROFILE)),$(PROFILE),smoke) --seeds $(SEEDS) \
 		--cores $(CORES) $(if $(NAME),--chapter $(NAME)) $(if $(CHEAP),--cheap $(CHEAP) --no-summary) $(if $(MINUTES),--minutes $(MINUTES))
+
+links: $(STAMP) ## do the addresses outside the book still answer? (asks each once; needs a network)
+	@$(RUN) book/steps/links.py book/_build/html
 
 lab: $(STAMP) ## JupyterLab on the text notebooks; outputs are kept under build/lab
 	@JUPYTERLAB_SETTINGS_DIR=build/lab/settings $(VENV)/bin/jupytext-config set-default-viewer myst
