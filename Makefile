@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help env book notebook test bench compare seeds trust lab serve clean
+.PHONY: help env book notebook test bench compare seeds trust links lab serve clean
 
 PROFILE ?= standard
 PROFILES := smoke standard full
@@ -74,6 +74,9 @@ seeds: $(STAMP) ## every chapter with SEEDS=100 seeds (NAME=03 one, CHEAP=12 che
 
 trust: $(STAMP) ## deliberate errors of science, one at a time: does a test notice each? (MINUTES=20 until then; goes on)
 	@$(RUN) tests/mutate.py $(if $(MINUTES),--minutes $(MINUTES))
+
+links: $(STAMP) ## do the addresses outside the book still answer? (asks each once; needs a network)
+	@$(RUN) book/steps/links.py book/_build/html
 
 lab: $(STAMP) ## JupyterLab on the text notebooks; outputs are kept under build/lab
 	@JUPYTERLAB_SETTINGS_DIR=build/lab/settings $(VENV)/bin/jupytext-config set-default-viewer myst
