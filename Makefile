@@ -59,7 +59,7 @@ notebook: $(STAMP) ## execute one notebook again: NAME=01_counting (or NAME=01)
 
 test: $(STAMP) ## style and tests, on the smoke profile; publishes nothing
 	@$(RUN) -m ruff check .
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder tests/test_book.py tests/test_faults.py tests
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder tests
 
 bench: $(STAMP) ## the tuner against prompt tuning of one string at a time with peft (QUICK=1: seconds)
 	@$(RUN) -m prompt_memory.bench --models build/$(PROFILE)/models --output build/bench --threads $(CORES) $(if $(QUICK),--quick)

@@ -65,7 +65,8 @@ def rerun_cell(chapter: chapters.Chapter, profile: str, notebook: dict, timing: 
 
 def sphinx(source: Path, output: Path, log: Path) -> None:
     """Run jupyter-book, warnings as errors; never Sphinx's -j: sphinx-proof hangs under it."""
-    start = "from jupyter_book.cli.main import main; main()"  # the package cannot be run with -m
+    # The package cannot be run with -m; the grammar of IRIs is left out as in execute.py.
+    start = "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", start, "build", "-W", "-n", "--keep-going", "--path-output", str(output)]
     environment = os.environ | {"NO_COLOR": "1"}
     with log.open("w", encoding="utf-8") as stream:

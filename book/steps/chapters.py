@@ -11,7 +11,7 @@ import platform
 import re
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
@@ -160,24 +160,32 @@ def _cell_options(lines: list[str], start: int, end: int) -> tuple[dict, int]:
 
 def direct_imports(source: str, where: str) -> set[str]:
     """Modules of the package that this source imports: {"claims", "bounds", …}."""
+    found = set()
+    for inside, names in _import_statements(source, where):
+        # `from prompt_memory.book import claims` names a module of the room, `… import Recorder` the room itself.
+        found |= {name if inside is None or module_file(name) else inside for name in names}
+    return {name for name in found if name and module_file(name)}
+
+
+@cache
+def _import_statements(source: str, where: str) -> list[tuple[str | None, set[str]]]:
+    """(what `from` names or None, what is imported) of each import from the package; kept, since all chapters ask."""
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
         raise ValueError(f"{where}: not valid Python ({error.msg}).") from None
-    found = set()
+    found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE]
-            found |= {name.partition(".")[2] for name in names}
+            found.append((None, {name.partition(".")[2] for name in names}))
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level == 0 and base.split(".")[0] != PACKAGE:
                 continue
             inside = base if node.level else base.partition(".")[2]
-            # `from prompt_memory.book import claims` names a module of the room, `… import Recorder` the room itself.
-            names = {f"{inside}.{alias.name}".lstrip(".") for alias in node.names}
-            found |= {name if module_file(name) else inside for name in names}
-    return {name for name in found if name and module_file(name)}
+            found.append((inside, {f"{inside}.{alias.name}".lstrip(".") for alias in node.names}))
+    return found
 
 
 def module_file(name: str) -> Path | None:

@@ -52,6 +52,8 @@ def check_parameters(chapter: chapters.Chapter, given: dict) -> None:
 
 def run_kernel(chapter: chapters.Chapter, parameters: dict, output: Path, timeout: int) -> None:
     """Run the notebook through papermill in a kernel of this Python, with the chapter's number of threads."""
+    # jsonschema would build a grammar of IRIs at import, a second of each notebook; no format of a notebook is an IRI.
+    sys.modules.setdefault("rfc3987_syntax", None)
     import jupytext
     import papermill
 

@@ -37,7 +37,7 @@ class Settings:
 
 PROFILES = {
     "smoke": Settings(queries=64, labelings=40, twice=512, runs=8, steps=60, sweeps=1),
-    "standard": Settings(queries=128, labelings=400, twice=2048, runs=16, steps=200, sweeps=1),
+    "standard": Settings(queries=128, labelings=400, twice=2048, runs=12, steps=200, sweeps=1),
     "full": Settings(queries=512, labelings=4000, twice=8192, runs=256, steps=400, sweeps=4),
 }
 

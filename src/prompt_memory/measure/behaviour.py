@@ -19,9 +19,12 @@ def behaviours(
     count: int,
     queries: Tensor,
     *,
-    chunk: int = 1024,
+    chunk: int = 256,
 ) -> UInt8[np.ndarray, "N n"]:
-    """The table of argmaxes of the prompts numbered 0 … count − 1, [N, n]; `prompts` turns numbers into prompts."""
+    """The table of argmaxes of the prompts numbered 0 … count − 1, [N, n]; `prompts` turns numbers into prompts.
+
+    Chunks are small enough for what a layer computes to stay in a processor's cache: larger ones take twice as long.
+    """
     model.require_finite()
     if model.config.q > 256:
         raise ValueError(f"a behaviour is stored in bytes, so q must be at most 256, not {model.config.q}")
