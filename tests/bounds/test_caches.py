@@ -198,3 +198,19 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="does not cover several layers whose prompt sees the query"):
         bounds.cache_layers(hidden, arrays(network(hidden)), **BALL)
     assert len(bounds.cache_layers(hidden, arrays(network(hidden)), own_token=False, **BALL)) == 3
+
+
+def test_gains_of_two_plain_layers_by_hand():
+    config = TransformerConfig(d=4, q=3, depth=2, d_k=3, d_v=2, causal=True, inverse_temperature=0.4)
+    w = arrays(network(config))
+    first, second = bounds.cache_layers(config, w, **BALL)
+    u = w["unembedding"].T
+    assert second.gain == pytest.approx(max(np.linalg.norm(a - b) for a in u for b in u) / 2)
+
+    def size(matrix):
+        return np.linalg.norm(matrix, 2)
+
+    reach = 1 + size(w["blocks.0.value"] @ w["blocks.0.output"])  # of what the second layer reads
+    B = size(w["blocks.1.key"] @ w["blocks.1.query"].T) * 0.4 / math.sqrt(3) * reach**2
+    steep = size(w["blocks.1.value"] @ w["blocks.1.output"]) * (B + math.sqrt(1 + B**2))  # Lemma 2a
+    assert first.gain == pytest.approx(second.gain * (1 + steep))

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from prompt_memory import bounds
+from prompt_memory.bounds import degradation
 
 
 def test_dilution_is_attained_and_never_passed():
@@ -189,3 +190,12 @@ def test_part_three_exactly_on_small_tables():
         best = (tables[None] == labels[:, None]).mean(2).max(1).mean()
         assert n * bounds.rate(1 - best, q) <= math.log2(rows) + 1e-12
         assert best <= bounds.pinsker_recall_ceiling(math.log2(rows), n, q) + 1e-12
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 40])
+def test_an_exchanged_token_spreads_as_means_of_means_do(n):
+    """The means of Theorem 8, part 5, by powers of the matrix that averages; the first token is seen most."""
+    flat, causal = np.full((n, n), 1 / n), np.tril(np.ones((n, n))) / np.arange(1, n + 1)[:, None]
+    for averages, masked in ((flat, False), (causal, True)):
+        wanted = [np.linalg.matrix_power(averages, k)[-1].max() for k in range(1, 5)]
+        assert degradation._exchanged_means(n, 4, masked) == pytest.approx([0.0, *wanted])
