@@ -54,8 +54,8 @@ env: $(STAMP) ## the environment: .venv with the pins of pyproject.toml (ENV=con
 book: $(STAMP) ## run what changed, build the book, publish it as book/_build/html
 	@$(BUILD) --publish
 
-notebook: $(STAMP) ## execute one notebook again: NAME=01_counting (or NAME=01)
-	@$(BUILD) --notebook "$(NAME)"
+notebook: $(STAMP) ## execute one notebook again: NAME=01_counting (or NAME=01; SET="seed=3 profile=smoke": beside the book)
+	@$(BUILD) --notebook "$(NAME)"$(if $(SET), --set "$(SET)")
 
 test: $(STAMP) ## style and tests, on the smoke profile; publishes nothing
 	@$(RUN) -m ruff check .
