@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help env book notebook test bench compare seeds links lab serve clean
+.PHONY: help env book notebook test bench compare seeds links wheel lab serve clean
 
 PROFILE ?= standard
 PROFILES := smoke standard full
@@ -75,6 +75,13 @@ seeds: $(STAMP) ## every chapter with SEEDS=100 seeds (NAME=03 one, CHEAP=12 che
 links: $(STAMP) ## do the addresses outside the book still answer? (asks each once; needs a network)
 	@$(RUN) book/steps/links.py book/_build/html
 
+# The wheel is made from the sdist, so that a file missing there is missed; both by the environment's own setuptools.
+wheel: $(STAMP) ## the package without the book's tools: dist/*.tar.gz and dist/*.whl
+	@rm -rf dist
+	@$(RUN) -c "from setuptools import build_meta; build_meta.build_sdist('dist')" >/dev/null
+	@$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	@ls dist/*
+
 lab: $(STAMP) ## JupyterLab on the text notebooks; outputs are kept under build/lab
 	@JUPYTERLAB_SETTINGS_DIR=build/lab/settings $(VENV)/bin/jupytext-config set-default-viewer myst
 	@JUPYTERLAB_SETTINGS_DIR=build/lab/settings $(RUN) -m jupyter lab --notebook-dir=. notebooks
@@ -84,7 +91,7 @@ serve: $(STAMP) ## show the finished book at http://localhost:8000 (PORT=...)
 	@$(RUN) -m http.server --bind 127.0.0.1 --directory book/_build/html $(PORT)
 
 clean: ## remove everything that was built; the environment stays
-	rm -rf build book/_build .snakemake
+	rm -rf build book/_build .snakemake dist
 
 $(VENV)/.prompt-memory-ready: pyproject.toml environment.yml
 ifeq ($(ENV),conda)
