@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help env book notebook test bench compare seeds trust links lab serve clean
+.PHONY: help env book notebook test bench compare seeds trust links wheel lab serve clean
 
 PROFILE ?= standard
 PROFILES := smoke standard full
@@ -54,8 +54,8 @@ env: $(STAMP) ## the environment: .venv with the pins of pyproject.toml (ENV=con
 book: $(STAMP) ## run what changed, build the book, publish it as book/_build/html
 	@$(BUILD) --publish
 
-notebook: $(STAMP) ## execute one notebook again: NAME=01_counting (or NAME=01)
-	@$(BUILD) --notebook "$(NAME)"
+notebook: $(STAMP) ## execute one notebook again: NAME=01_counting (or NAME=01; SET="seed=3 profile=smoke": beside the book)
+	@$(BUILD) --notebook "$(NAME)"$(if $(SET), --set "$(SET)")
 
 test: $(STAMP) ## style and tests, on the smoke profile; publishes nothing
 	@$(RUN) -m ruff check .
@@ -78,6 +78,13 @@ trust: $(STAMP) ## deliberate errors of science, one at a time: does a test noti
 links: $(STAMP) ## do the addresses outside the book still answer? (asks each once; needs a network)
 	@$(RUN) book/steps/links.py book/_build/html
 
+# The wheel is made from the sdist, so that a file missing there is missed; both by the environment's own setuptools.
+wheel: $(STAMP) ## the package without the book's tools: dist/*.tar.gz and dist/*.whl
+	@rm -rf dist
+	@$(RUN) -c "from setuptools import build_meta; build_meta.build_sdist('dist')" >/dev/null
+	@$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	@ls dist/*
+
 lab: $(STAMP) ## JupyterLab on the text notebooks; outputs are kept under build/lab
 	@JUPYTERLAB_SETTINGS_DIR=build/lab/settings $(VENV)/bin/jupytext-config set-default-viewer myst
 	@JUPYTERLAB_SETTINGS_DIR=build/lab/settings $(RUN) -m jupyter lab --notebook-dir=. notebooks
@@ -87,7 +94,7 @@ serve: $(STAMP) ## show the finished book at http://localhost:8000 (PORT=...)
 	@$(RUN) -m http.server --bind 127.0.0.1 --directory book/_build/html $(PORT)
 
 clean: ## remove everything that was built; the environment stays
-	rm -rf build book/_build .snakemake
+	rm -rf build book/_build .snakemake dist
 
 $(VENV)/.prompt-memory-ready: pyproject.toml environment.yml
 ifeq ($(ENV),conda)

@@ -151,7 +151,7 @@ def test_make_answers_mistakes_with_one_sentence():
 
 def test_make_alone_lists_the_targets():
     result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
-    targets = "env book notebook test bench compare seeds trust links lab serve clean"
+    targets = "env book notebook test bench compare seeds trust links wheel lab serve clean"
     for target in targets.split():
         assert re.search(rf"^  {target} +\S", result.stdout, re.MULTILINE), target
 

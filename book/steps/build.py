@@ -1,6 +1,6 @@
 """Run the Snakefile and show a reader what happens: which notebook, how many of how many, and what it cost.
 
-python book/steps/build.py --profile standard --cores 2 [--notebook 01_counting] [--publish]
+python book/steps/build.py --profile standard --cores 2 [--notebook 01_counting [--set "seed=3"]] [--publish]
 """
 
 import argparse
@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -131,13 +132,37 @@ def summary_of_failure(profile: str, failures: list[str], log: Path) -> str:
     return "\n".join(lines)
 
 
+def settings(text: str) -> tuple[str | None, list[str]]:
+    """The profile that SET="seed=3 profile=full" names, or None, and the other settings."""
+    each = shlex.split(text)
+    profiles = [setting.partition("=")[2] for setting in each if setting.startswith("profile=")]
+    return (profiles[-1] if profiles else None), [setting for setting in each if not setting.startswith("profile=")]
+
+
+def run_with(name: str, profile: str, given: list[str], build: Path) -> int:
+    """Execute a notebook with other parameters than the book's, beside it: its models are there."""
+    step = [sys.executable, str(chapters.ROOT / "book/steps/execute.py"), name, "--profile", profile]
+    each = [part for setting in given for part in ("--set", setting)]
+    status = subprocess.run([*step, *each], cwd=chapters.ROOT, env=environment(build), check=False).returncode
+    if not status:
+        print(f"Executed notebook, which the book does not use: {build / 'set' / 'notebooks' / (name + '.ipynb')}")
+        print(f"Its claims: {build / 'set' / 'claims' / (name + '.json')}")
+    return status
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the book, or one notebook of it.")
     parser.add_argument("--profile", default="standard")
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--notebook", help="execute only this one, even if nothing changed")
+    parser.add_argument("--set", default="", help='other parameters for it: "seed=3 profile=full"')
     parser.add_argument("--publish", action="store_true", help="make the result the book in book/_build/html")
     options = parser.parse_args()
+    named, given = settings(options.set)
+    options.profile = named or options.profile
+    if options.notebook is None and options.set:
+        print('SET is for one notebook: make notebook NAME=01 SET="seed=3".')
+        return 2
     if options.profile not in chapters.PROFILES:
         print(f"Unknown PROFILE={options.profile}: choose one of {', '.join(chapters.PROFILES)}.")
         return 2
@@ -151,6 +176,9 @@ def main() -> int:
         if options.notebook is not None:
             name = chapters.find(options.notebook)
             targets = force = [f"notebook_{name}"]
+            if given:
+                rules = [model.replace("-", "_") for model in chapters.load(name).models[options.profile]]
+                targets, force = [f"model_{rule}" for rule in rules], []
     except ValueError as error:
         print(error)
         return 2
@@ -162,10 +190,14 @@ def main() -> int:
         print(f"Another build of the profile {profile} is running; waiting for it.", flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
     log = build / "snakemake.log"
-    status, failures, executed = run(command(profile, options.cores, targets, force), log, lock.fileno())
+    status, failures, executed = 0, [], 0
+    if targets:
+        status, failures, executed = run(command(profile, options.cores, targets, force), log, lock.fileno())
     if status:
         print(summary_of_failure(profile, failures, log))
         return 1
+    if given:
+        return run_with(name, profile, given, build)
     if options.notebook is not None:
         print(f"Executed notebook: {build / 'notebooks' / (name + '.ipynb')}")
         print(f"Its claims: {build / 'claims' / (name + '.json')}; `make book` puts it into the book.")

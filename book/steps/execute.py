@@ -4,7 +4,8 @@
 
 Everything is written under temporary names and renamed on success, so a file that is there is complete. A notebook
 that fails is kept, half executed, under build/<profile>/failed/ together with the claims it had recorded, and one
-message names the notebook, the cell and the error.
+message names the notebook, the cell and the error. With other parameters all of this lies in build/<profile>/set,
+which no book reads.
 """
 
 import argparse
@@ -135,8 +136,13 @@ def keep_failure(chapter, build: Path, running: dict[str, Path], message: str, d
 
 
 def execute(chapter: chapters.Chapter, profile: str, extra: dict, timeout: int) -> str | None:
-    """Execute one chapter; None on success, the message on failure."""
+    """Execute one chapter; None on success, the message on failure.
+
+    With other parameters (`extra`) everything is written to build/<profile>/set, of which the book knows nothing.
+    """
     build = chapters.ROOT / "build" / profile
+    models = build / "models"
+    build = build / "set" if extra else build
     running = {
         "ipynb": build / "notebooks" / f".{chapter.name}.running.ipynb",
         "claims.json": build / "claims" / f".{chapter.name}.running.json",
@@ -149,7 +155,7 @@ def execute(chapter: chapters.Chapter, profile: str, extra: dict, timeout: int) 
         "profile": profile,
         "threads": chapter.threads,
         "claims_path": str(running["claims.json"]),
-        "models_dir": str(build / "models"),
+        "models_dir": str(models),
     } | extra
     check_parameters(chapter, parameters)
     start, used = time.monotonic(), core_seconds()
