@@ -3,7 +3,7 @@
     python tests/mutate.py [--only WORDS] [--minutes 60]
 
 Each error of tests/mutations.toml is put into a copy of the tree, in which the tests that it names are run until one
-fails.  A result is kept under build/trust/ with a digest of the error, the package and these tests; the summary,
+fails.  A result is kept under build/trust/ with a digest of the error, its file and these tests; the summary,
 book/trust.json, is committed and becomes a table of the scoreboard.  Exit status 1 if an error is not noticed.
 """
 
@@ -34,9 +34,8 @@ def mutations() -> list[dict]:
 
 
 def digest(mutation: dict) -> str:
-    """Of everything that decides whether the error is noticed."""
-    sources = sorted((ROOT / "src" / "prompt_memory").rglob("*.py"))
-    read = [*sources, *(ROOT / "tests" / test for test in mutation["tests"])]
+    """Of the error, the file it is put into and the tests; edits elsewhere are taken to change nothing."""
+    read = [ROOT / "src" / "prompt_memory" / mutation["file"], *(ROOT / "tests" / test for test in mutation["tests"])]
     content = repr(sorted(mutation.items())) + "".join(file.read_text(encoding="utf-8") for file in read)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
