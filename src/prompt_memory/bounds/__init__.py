@@ -103,6 +103,7 @@ from prompt_memory.bounds.precision import (
     piecewise_linear_bits,
     universality_tokens,
 )
+from prompt_memory.bounds.prior_mass import least_cost_bits
 from prompt_memory.bounds.published import accessible_slope
 from prompt_memory.bounds.single_layer import (
     equal_mass_floor,

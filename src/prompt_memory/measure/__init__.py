@@ -24,6 +24,7 @@ from prompt_memory.measure.margins import (
     memorised_labelings,
     price_labelings,
 )
+from prompt_memory.measure.prior_mass import Mass, Particles, Plan, least_margin, pilot, split
 from prompt_memory.measure.ranks import jacobian, jacobian_rank, prompt_jacobian, singular_values
 from prompt_memory.measure.slopes import (
     cluster_slope,
