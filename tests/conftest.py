@@ -4,9 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
+import chapters
 import pytest
 from bs4 import BeautifulSoup
-from building import NAMES, ROOT, build
+from building import ROOT, build
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test asks a hub
 
@@ -36,7 +37,7 @@ def html() -> Path:
 @pytest.fixture(scope="session")
 def pages(html) -> dict[str, BeautifulSoup]:
     """Every page of the book that a reader reads, parsed, by its path."""
-    names = ["index", "builders", "notation", "scoreboard", "references", *(f"notebooks/{name}" for name in NAMES)]
+    names = chapters.pages()
     return {name: BeautifulSoup((html / f"{name}.html").read_text(), "html.parser") for name in names}
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import chapters
 import finish
 import front
+import reference
 import yaml
 
 BOOK = chapters.ROOT / "book"
@@ -26,8 +27,10 @@ def gather(source: Path, build: Path, profile: str) -> None:
     """Put everything that Sphinx reads into `source`."""
     shutil.copytree(BOOK, source, ignore=lambda folder, names: NOT_COPIED if Path(folder) == BOOK else ())
     shutil.copy(build / "book-pages" / "scoreboard.md", source / "scoreboard.md")
+    reference.write(source)
     results = front.Results(build)
-    for page in (source / f"{page}.md" for page in chapters.pages() if not page.startswith("notebooks/")):
+    made = ("notebooks/", "reference/")
+    for page in (source / f"{page}.md" for page in chapters.pages() if not page.startswith(made)):
         page.write_text(front.fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
     (source / "notebooks").mkdir()
     timings = chapters.read_json(build / "timings.json")
@@ -85,7 +88,7 @@ def complete(html: Path, profile: str) -> None:
     # After the build, because the theme loads every script it finds under _static on every page.
     shutil.copytree(BOOK / "vendor" / "mathjax", html / "_static" / "mathjax")
     finish.pages(html)
-    for page in ["index", "scoreboard", *(f"notebooks/{chapter.name}" for chapter in chapters.all_chapters())]:
+    for page in ["index", "scoreboard", *chapters.pages()]:
         if not (html / f"{page}.html").exists():
             raise ValueError(f"the book lacks the page {page}.html.")
     digest = hashlib.sha256()
