@@ -10,8 +10,8 @@ def least_cost_bits(surprise_bits: float, error: float) -> float:
 
     h = −log2 of the probability of what the source wrote: n log2 V for a uniform string of n tokens, the sum for
     independent strings.  Their cost is −log2 of the prior mass of the prompts that write them (the sum for several
-    strings), or of an estimate of it whose mean is no larger (Theorem 4e, part 3, and Markov's inequality for their
-    product).  ValueError unless h is finite and >= 0 and 0 < error <= 1.
+    strings), or of an estimate of it whose mean is no larger (Theorem 4e, part 4).
+    ValueError unless h is finite and >= 0 and 0 < error <= 1.
     """
     surprise_bits = nonnegative("surprise_bits", surprise_bits)
     if not 0 < error <= 1:

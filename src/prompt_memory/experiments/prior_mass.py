@@ -34,8 +34,8 @@ class Settings:
 
 
 PROFILES = {
-    "smoke": Settings("lexicon-small", 8, 2, (1,), 64, 6, 12),
-    "standard": Settings("natural", 12, 3, (1,), 96, 8, 15),
+    "smoke": Settings("lexicon-small", 8, 2, (1,), 48, 5, 12),
+    "standard": Settings("natural", 12, 3, (1,), 80, 8, 15),
     "full": Settings("natural", 48, 4, (1, 2), 300, 20, 18),
 }
 

@@ -18,6 +18,7 @@ from prompt_memory.network.transformer import Transformer
 
 KEEP = 0.3  # the fraction of particles that a level of the pilot leaves
 WANTED = 0.3  # the acceptance rate to which the pilot sets its steps
+GAIN = 2.0  # how fast the pilot adapts its steps, in logarithms a move
 STUCK = 0.03  # chains that accept fewer of their moves are reported
 
 
@@ -81,7 +82,7 @@ def pilot(
         prompts, scores = _resample(prompts, scores, level, generator)
         for _ in range(particles.moves):
             prompts, scores, accepted = _move(model, string, prompts, scores, level, step, particles.scale, generator)
-            step = min(0.999, max(1e-3, step * math.exp(accepted - WANTED)))
+            step = min(0.999, max(1e-3, step * math.exp(GAIN * (accepted - WANTED))))
         steps.append(step)
     arrived = bool(float(scores.quantile(1 - KEEP)) >= 0)
     return Plan((*levels, 0.0), tuple(steps), arrived)
