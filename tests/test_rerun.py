@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,17 @@ def test_papermill_takes_the_converted_notebook(tree):
 def test_settings_without_a_notebook_are_refused(tree):
     result = build(tree, "--profile", "smoke", "--set", "seed=3")
     assert (result.returncode, result.stdout) == (2, 'SET is for one notebook: make notebook NAME=01 SET="seed=3".\n')
+
+
+def test_an_interrupt_ends_a_build_with_one_sentence(tree):
+    """As a terminal sends it: to the build, to Snakemake and to the step, all at once."""
+    command = [sys.executable, "book/steps/build.py", "--profile", "smoke", "--notebook", "00"]
+    process = subprocess.Popen(
+        command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree / "src")}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert "00_how_to_read: started" in process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said == "\nInterrupted; what was finished is kept, and the next run goes on from there.\n"
