@@ -71,3 +71,7 @@ def test_no_set_of_prompts_reaches_surprising_beginnings_more_often_than_the_exc
 def test_bad_input_gets_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_the_linear_channel_by_hand():
+    assert bounds.mimo_bits(np.array([0.5, 1.5, 0.0]), 2.0, 1.0) == pytest.approx(1 + 2)
