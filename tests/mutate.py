@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only errors whose description has these words")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many")
     options = parser.parse_args()
-    end, rows = time.monotonic() + 60 * options.minutes, []
+    end, rows, sound = time.monotonic() + 60 * options.minutes, [], set()
     chosen = [each for each in mutations() if options.only in each["says"]]
     for number, mutation in enumerate(chosen, 1):
         path = RESULTS / f"{digest(mutation)}.json"
@@ -85,6 +85,11 @@ def main() -> int:
             if time.monotonic() > end:
                 print(f"{len(chosen) - number + 1} errors are left: run it again.")
                 break
+            for test in {*mutation["tests"]} - sound:  # a test that fails anyway notices nothing
+                if failed := noticed_by(None, [test]):
+                    print(f"{failed} fails without any error: mend that first.")
+                    return 1
+                sound.add(test)
             files.write_json(path, {"noticed": noticed_by(mutation, mutation["tests"])})
         noticed = chapters.read_json(path)["noticed"]
         rows.append({"says": mutation["says"], "file": mutation["file"], "noticed": noticed})

@@ -74,6 +74,7 @@ def test_an_interrupt_ends_a_build_with_one_sentence(tree):
     process = subprocess.Popen(
         command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree / "src")}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in background
     )  # fmt: skip
     assert "00_how_to_read: started" in process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)

@@ -1,5 +1,7 @@
 """Theorem 5: the count of tokens.  That so many are enough, and fewer are not, is tested with the compression."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import special
@@ -42,3 +44,12 @@ def test_the_constant_of_a_triangle_by_hand():
     for bad in ((2, 1.0), (3, 0.0), (3, np.inf), (3.5, 1.0)):
         with pytest.raises(ValueError, match=r"m |beta"):
             bounds.polygon_floor(*bad)
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_the_floor_of_a_triangle_by_hand(beta):
+    near, far = math.exp(beta), math.exp(-beta / 2)
+    c = (near - far) / (near + 2 * far)
+    eigenvalue = near * (1 - c) + far * (0.5 + c)  # of vectors with sum zero; that of equal entries is 0
+    assert bounds.polygon_constant(3, beta) == pytest.approx(c)
+    assert bounds.polygon_floor(3, beta) == pytest.approx((eigenvalue * math.exp(-beta) / 6) ** 2)
