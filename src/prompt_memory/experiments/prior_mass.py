@@ -201,7 +201,9 @@ def costs_figure(result: Result) -> figures.Picture:
     """What every string costs, against its length."""
     found = [c for c in result.costs if c.m == 1]
     per_token, end = math.log2(result.vocabulary), result.settings.longest + 0.4
-    top = 1.1 * max(c.bits[:, 0].max() for c in found)
+    nothing = -math.log2(NOTHING) - 1  # estimates of zero are drawn at the upper edge
+    every = np.concatenate([c.bits[:, 0] for c in found])
+    top, lost = 1.15 * every[every < nothing].max(initial=1.0), int((every >= nothing).sum())
 
     def draw(figure):
         ax = figure.subplots()
@@ -209,9 +211,11 @@ def costs_figure(result: Result) -> figures.Picture:
         figures.forbid(ax, line, 0, np.maximum(0, line * per_token - 1))
         ax.plot(line, line * per_token, color=COLOURS["bound"], label="surprise, n log₂ V")
         for c in found:
-            spots = c.n + 0.2 * np.linspace(-1, 1, len(c.bits))
-            ax.plot(spots, np.sort(c.bits[:, 0]), "o", markersize=4, color=COLOURS["measured"],
+            spots, sorted_bits = c.n + 0.2 * np.linspace(-1, 1, len(c.bits)), np.sort(c.bits[:, 0])
+            seen = sorted_bits < nothing
+            ax.plot(spots[seen], sorted_bits[seen], "o", markersize=4, color=COLOURS["measured"],
                     label="one string" if c.n == 1 else None)  # fmt: skip
+            ax.plot(spots[~seen], np.full((~seen).sum(), 0.97 * top), "^", markersize=5, color=COLOURS["measured"])
             ax.plot([c.n - 0.28, c.n + 0.28], [c.median] * 2, color=COLOURS["measured"], linewidth=2.2,
                     label="median" if c.n == 1 else None)  # fmt: skip
         ax.set_xlim(0.5, end)
@@ -227,7 +231,8 @@ def costs_figure(result: Result) -> figures.Picture:
         finding=f"Half of the random strings of {last.n} tokens cost at most {last.median:.0f} bits, where"
         f" {last.surprise:.0f} are needed.",
         caption="Each point: what one random string costs under the prior, free prompts of one vector. No theorem"
-        " keeps a single string from being cheap, but medians cannot lie in the shaded region.",
+        " keeps a single string from being cheap, but medians cannot lie in the shaded region."
+        + (f" Triangle{'s' if lost > 1 else ''} at the edge: no particle wrote the string." if lost else ""),
         alt="Cost in bits against the length of strings. Points scatter around and above the rising line of the"
         " surprise; the median rises faster than the line and stays above the shaded region.",
     )  # fmt: skip
