@@ -300,7 +300,7 @@ def errors_table(summary: dict) -> str:
         for row, test in zip(summary["rows"], noticed, strict=True)
     ]
     table = verdicts.markdown_table(("error", "in", "the first test that failed"), rows)
-    return f"{text}::::{{admonition}} Every error\n:class: dropdown\n:::{{container}} seeds\n{table}\n:::\n::::\n"
+    return f"{text}::::{{admonition}} Every error\n:class: dropdown\n\n:::{{container}} seeds\n{table}\n:::\n::::\n"
 
 
 def timings_table(timings: dict) -> str:
