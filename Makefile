@@ -73,7 +73,7 @@ seeds: $(STAMP) ## every chapter with SEEDS=100 seeds (NAME=03 one, CHEAP=12 che
 		--cores $(CORES) $(if $(NAME),--chapter $(NAME)) $(if $(CHEAP),--cheap $(CHEAP) --no-summary) $(if $(MINUTES),--minutes $(MINUTES))
 
 trust: $(STAMP) ## deliberate errors of science, one at a time: does a test notice each? (MINUTES=20 until then; goes on)
-	@$(RUN) tests/mutate.py $(if $(MINUTES),--minutes $(MINUTES))
+	@PYTHONPATH=book/steps $(RUN) tests/mutate.py $(if $(MINUTES),--minutes $(MINUTES))
 
 links: $(STAMP) ## do the addresses outside the book still answer? (asks each once; needs a network)
 	@$(RUN) book/steps/links.py book/_build/html

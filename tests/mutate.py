@@ -1,6 +1,6 @@
 """Deliberate errors of science, one at a time: does a test notice?  `make trust` runs it, resumes, and keeps the table.
 
-    python tests/mutate.py [--only WORDS] [--minutes 60]
+    PYTHONPATH=book/steps python tests/mutate.py [--only WORDS] [--minutes 60]
 
 Each error of tests/mutations.toml is put into a copy of the tree, in which the tests that it names are run until one
 fails.  A result is kept under build/trust/ with a digest of the error, its file and these tests; the summary,
@@ -20,12 +20,11 @@ import time
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "book" / "steps"))
-import chapters  # noqa: E402
+import chapters
 
-from prompt_memory import files  # noqa: E402
+from prompt_memory import files
 
+ROOT = chapters.ROOT
 RESULTS, SUMMARY = ROOT / "build" / "trust", ROOT / "book" / "trust.json"
 
 
